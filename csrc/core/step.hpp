@@ -1,0 +1,77 @@
+#pragma once
+#include "core/types.hpp"
+
+/// What one optimizer step is, as plain data: the seam between the bindings (which validate and
+/// fill it) and the backends (which execute it and cannot fail).
+namespace fusedstep {
+
+/// One state buffer of one tensor.
+struct Slot {
+  void* data = nullptr;
+  void* aux = nullptr;  ///< block-wise stored states: float32 scales, one per `block_size` elements
+  DType dtype = DType::float32;
+};
+
+/// A gradient that is not laid out or typed like the kernels read it. It is gathered chunk by chunk
+/// into staging of the parameter's arithmetic type, rounded once.
+struct GradLayout {
+  enum class Source : std::uint8_t { float16, bfloat16, float32, float64, longdouble };
+  Source source;
+  int ndim;                     ///< dimensions of size 1 removed
+  const std::int64_t* shape;    ///< outermost in the *parameter's* memory order first
+  const std::int64_t* strides;  ///< bytes, may be negative or zero
+};
+
+/// One parameter with everything that belongs to it. `numel` > 0.
+struct Tensor {
+  void* param;
+  const void* grad;
+  void* copy;                ///< receives the new parameter rounded to `copy_dtype`, or null
+  const GradLayout* layout;  ///< null: `grad` is dense, in the parameter's memory order
+  Slot slots[max_slots];
+  std::int64_t numel;
+  std::uint32_t row;    ///< index into StepCall::rows
+  std::uint32_t scope;  ///< norm scope; non-decreasing over the tensors of a call
+  DType param_dtype;
+  DType grad_dtype;  ///< meaningless if `layout` is set
+  DType copy_dtype;
+};
+
+/// Hyper-parameters shared by a run of tensors (a group, at one step count).
+struct Row {
+  int rule;             ///< index into Rules
+  bool coefficients_given;  ///< `hyper` holds the rule's coefficients; `prepare` is not called
+  Progress progress;
+  double rescale_grad;  ///< multiplies every gradient first
+  double sign;          ///< +1, or -1 to maximize
+  double clip_norm;     ///< +inf: no clipping
+  double clip_value;    ///< +inf: no clipping
+  double hyper[max_hypers];  ///< in the order of Rule::hypers
+};
+
+struct StepCall {
+  const Tensor* tensors;
+  std::int64_t num_tensors;
+  const Row* rows;
+  int num_rows;
+  /// Norm scopes, one or more. Each scope's gradients get a norm of their own, unless `joint`:
+  /// then all scopes share sqrt(sum_k (scope_scale[k] * norm_k)^2), and a single tree runs over all
+  /// tensors when every scope_scale is the same. `scope_scale` is |rescale_grad| of the scope.
+  int num_scopes;
+  const double* scope_scale;
+  bool joint;
+  bool measure_norm;     ///< read all gradients first and fill `norms`
+  bool skip_nonfinite;   ///< write nothing if a norm is not finite (or the given one is not)
+  const double* given_norms;  ///< per scope, already scaled and reduced by the caller; or null
+  int num_threads;       ///< upper bound; small calls stay on the calling thread
+};
+
+/// What a step reports. The caller owns the arrays.
+struct StepOutcome {
+  double* norms;       ///< [num_scopes] scaled norms (all equal if joint); untouched if not measured
+  double* clip_coefs;  ///< [num_rows] min(1, clip_norm / norm), without rescale_grad and sign
+  bool skipped;
+  std::int64_t first_nonfinite;  ///< tensor index, -1 if none or not measured
+};
+
+}  // namespace fusedstep

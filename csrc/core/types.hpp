@@ -1,0 +1,59 @@
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+namespace fusedstep {
+
+/// IEEE binary16 and bfloat16 as stored; arithmetic on them is always float32.
+struct f16 {
+  std::uint16_t bits;
+};
+struct bf16 {
+  std::uint16_t bits;
+};
+
+/// How the elements of a buffer are stored. `int8_blocks` is a state that is not stored element by
+/// element: int8 codes plus one float32 scale per `block_size` elements in the slot's `aux` buffer.
+enum class DType : std::uint8_t { float32, float64, float16, bfloat16, int8_blocks };
+
+constexpr std::size_t size_of(DType dtype) {
+  switch (dtype) {
+    case DType::float64: return 8;
+    case DType::float32: return 4;
+    case DType::int8_blocks: return 1;
+    default: return 2;
+  }
+}
+
+constexpr const char* name_of(DType dtype) {
+  switch (dtype) {
+    case DType::float64: return "float64";
+    case DType::float32: return "float32";
+    case DType::float16: return "float16";
+    case DType::bfloat16: return "bfloat16";
+    default: return "int8_blocks";
+  }
+}
+
+/// A unit of work: at most this many elements of one tensor, in memory order (docs: norm tree).
+constexpr std::int64_t chunk_size = 16384;
+/// Elements that share one scale in a block-wise stored state; divides `chunk_size`.
+constexpr std::int64_t block_size = 256;
+constexpr int max_slots = 3;          ///< state buffers of one rule
+constexpr int max_hypers = 16;        ///< hyper-parameters of one rule
+constexpr int max_coefficients = 16;  ///< what `prepare` makes of them
+
+/// How far the tensors of a row have come. (Rules with running products, as NAdam's mu_product,
+/// extend it.)
+struct Progress {
+  std::int64_t step;  ///< 1-based count of the step being taken
+  bool first;         ///< the state has not seen a step yet
+};
+
+/// A compile-time list of rules: `rules/rules.hpp` holds the only one.
+template <class... Rules>
+struct RuleList {
+  static constexpr int size = static_cast<int>(sizeof...(Rules));
+};
+
+}  // namespace fusedstep
