@@ -17,12 +17,17 @@ struct Slot {
 struct GradLayout {
   enum class Source : std::uint8_t { float16, bfloat16, float32, float64, longdouble };
   Source source;
-  int ndim;                     ///< dimensions of size 1 removed
+  int ndim;                     ///< sizes of 1 removed; adjacent dimensions joined where possible
   const std::int64_t* shape;    ///< outermost in the *parameter's* memory order first
   const std::int64_t* strides;  ///< bytes, may be negative or zero
 };
 
-/// One parameter with everything that belongs to it. `numel` > 0.
+/// One parameter with everything that belongs to it. `numel` > 0. Outputs do not overlap.
+///
+/// What the kernels read: a float64 parameter with float64 gradient and states; a float32 parameter
+/// with float32 or 16-bit gradient and states and a 16-bit copy; a 16-bit parameter with gradient
+/// and states of its own type or float32. A state of these may be int8_blocks. Everything else is
+/// up to whoever fills this.
 struct Tensor {
   void* param;
   const void* grad;
@@ -56,13 +61,16 @@ struct StepCall {
   int num_rows;
   /// Norm scopes, one or more. Each scope's gradients get a norm of their own, unless `joint`:
   /// then all scopes share sqrt(sum_k (scope_scale[k] * norm_k)^2), and a single tree runs over all
-  /// tensors when every scope_scale is the same. `scope_scale` is |rescale_grad| of the scope.
+  /// tensors when every scope_scale is the same. `scope_scale` is |rescale_grad| of the scope. The
+  /// tensors of one row are in one scope, unless `joint`.
   int num_scopes;
   const double* scope_scale;
   bool joint;
   bool measure_norm;     ///< read all gradients first and fill `norms`
   bool skip_nonfinite;   ///< write nothing if a norm is not finite (or the given one is not)
-  const double* given_norms;  ///< per scope, already scaled and reduced by the caller; or null
+  /// Null, or norms to clip by, already scaled and reduced by the caller: one per scope, a single
+  /// one if `joint`.
+  const double* given_norms;
   int num_threads;       ///< upper bound; small calls stay on the calling thread
 };
 

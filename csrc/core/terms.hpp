@@ -26,9 +26,9 @@ FUSEDSTEP_HD V add_scaled(Term<T> a, V x, V y) {
 /// a*x + b*y: b*y is rounded, then one fused multiply-add. Zero coefficients remove their terms.
 template <class V, class T>
 FUSEDSTEP_HD V combine(Term<T> a, V x, Term<T> b, V y) {
-  if (!b.used) return V(a.value) * (a.used ? x : V(T(0)));
-  const V rounded = V(b.value) * y;
-  return a.used ? fma(V(a.value), x, rounded) : rounded;
+  if (a.used && b.used) return fma(V(a.value), x, V(b.value) * y);
+  if (a.used) return V(a.value) * x;
+  return b.used ? V(b.value) * y : V(T(0));
 }
 
 }  // namespace fusedstep

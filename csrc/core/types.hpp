@@ -2,6 +2,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "core/hd.hpp"
+
 namespace fusedstep {
 
 /// IEEE binary16 and bfloat16 as stored; arithmetic on them is always float32.
@@ -16,7 +18,7 @@ struct bf16 {
 /// element: int8 codes plus one float32 scale per `block_size` elements in the slot's `aux` buffer.
 enum class DType : std::uint8_t { float32, float64, float16, bfloat16, int8_blocks };
 
-constexpr std::size_t size_of(DType dtype) {
+FUSEDSTEP_HD constexpr std::size_t size_of(DType dtype) {
   switch (dtype) {
     case DType::float64: return 8;
     case DType::float32: return 4;
@@ -25,7 +27,7 @@ constexpr std::size_t size_of(DType dtype) {
   }
 }
 
-constexpr const char* name_of(DType dtype) {
+FUSEDSTEP_HD constexpr const char* name_of(DType dtype) {
   switch (dtype) {
     case DType::float64: return "float64";
     case DType::float32: return "float32";
@@ -55,5 +57,15 @@ template <class... Rules>
 struct RuleList {
   static constexpr int size = static_cast<int>(sizeof...(Rules));
 };
+
+/// Elements of an array type, 0 for any other type.
+template <class T>
+constexpr int length_of = 0;
+template <class T, std::size_t n>
+constexpr int length_of<T[n]> = static_cast<int>(n);
+
+/// State buffers that a rule has. (`slots` is a null pointer in a rule without.)
+template <class Rule>
+constexpr int num_slots = length_of<decltype(Rule::slots)>;
 
 }  // namespace fusedstep

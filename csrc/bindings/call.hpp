@@ -1,0 +1,142 @@
+#pragma once
+#include <pybind11/pybind11.h>
+
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "bindings/buffer.hpp"
+#include "bindings/overlap.hpp"
+#include "bindings/rule_info.hpp"
+#include "core/step.hpp"
+
+/// One step, from validated arguments to its execution. Everything that can fail happens before
+/// the first byte is written.
+namespace fusedstep::bindings {
+
+/// One parameter and what goes with it; null where absent (a state: to be created).
+struct Leaf {
+  PyObject* param;
+  PyObject* grad;
+  PyObject* copy;
+  PyObject* states[max_slots];
+};
+
+/// How messages call the arguments of a leaf.
+struct LeafNames {
+  const char* param;
+  const char* grad;
+  const char* copy;
+  const Path* path;
+};
+
+/// Spells an argument of the n-th leaf; only called for errors.
+using Speller = std::function<std::string(std::size_t leaf, Role role, int slot)>;
+
+enum class OnNonfinite : std::uint8_t { propagate, skip, raise };
+
+/// The hyper-parameters of a row as they come from Python.
+struct RowSpec {
+  Row row{};
+  bool measures = false;  ///< has a grad_clip_norm, possibly infinite
+};
+
+/// Parses (rescale_grad, maximize, grad_clip_norm, grad_clip_value, *hypers of the rule).
+RowSpec parse_row(int rule, py::handle tuple);
+OnNonfinite parse_on_nonfinite(py::handle text);
+
+struct StepReport {
+  std::optional<double> grad_norm;
+  double clip_coef = 1.0;
+  bool skipped = false;
+};
+
+/// A state buffer that had to be made.
+struct CreatedState {
+  std::size_t leaf;
+  int slot;
+  py::object buffer;
+};
+
+class Call {
+ public:
+  /// Gives a call's memory to this thread's next one.
+  struct Recycle {
+    void operator()(Call* call) const;
+  };
+  using Handle = std::unique_ptr<Call, Recycle>;
+  static Handle make();
+
+  /// Adds a row and returns its index.
+  std::uint32_t add_row(const RowSpec& spec, Progress progress);
+
+  /// Imports and validates one leaf, the `index`-th of the step, that uses a row added before.
+  void add_leaf(std::size_t index, const Leaf& leaf, const LeafNames& names, std::uint32_t row);
+
+  /// Only checks that an array can be updated.
+  void add_output(std::size_t index, PyObject* object, const Place& place);
+  /// Only checks that an array can be a state of a parameter.
+  void add_state(PyObject* param, const Place& param_place, PyObject* state, const Place& place);
+  /// Refuses memory that two arguments share, if one of them is written.
+  void check_overlap(const Speller& spell);
+
+  /// From now on a state may be a pair (int8 codes, float32 scales).
+  void allow_block_states() { block_states_ = true; }
+
+  /// State buffers that had to be made, in the order of the leaves.
+  const std::vector<CreatedState>& created() const { return created_; }
+
+  /// The last checks, then the step. `grad_norm` is the caller's own raw norm, or None.
+  StepReport run(OnNonfinite policy, py::handle grad_norm, const Speller& spell);
+
+  /// Instead of leaves: gradients alone, and the sum of their squares.
+  void add_gradient(PyObject* object, const Place& place);
+  double sum_squares();
+
+ private:
+  struct Written {
+    const Producer* producer;
+    std::vector<PyObject*> objects;  // kept by owners_
+  };
+
+  void clear();
+  DType import_output(PyObject* object, const Place& place, Buffer& out);
+  void import_gradient(PyObject* object, const Place& place, const Place& param_place,
+                       const Buffer& param, Tensor& tensor, std::uint32_t leaf);
+  void import_state(PyObject* object, const Place& place, const Place& param_place,
+                    const Buffer& param, Tensor& tensor, int slot, std::uint32_t leaf);
+  void import_block_state(PyObject* pair, const Place& place, const Buffer& param, Slot& slot,
+                          std::uint32_t leaf, int index);
+  void import_copy(PyObject* object, const Place& place, const Place& param_place,
+                   const Buffer& param, Tensor& tensor, std::uint32_t leaf);
+  py::object create_state(PyObject* param, const Buffer& buffer, const Place& place,
+                          std::size_t leaf, int slot);
+  const GradLayout* layout_of(const Buffer& grad, const Buffer& order);
+  void add_span(const Buffer& buffer, std::uint32_t leaf, Role role, int slot);
+  void note_write(PyObject* object, const Producer& producer);
+
+  void set_scopes();
+  std::optional<double> given_norm(py::handle grad_norm) const;
+  [[noreturn]] void raise_nonfinite(const StepOutcome& outcome, const Speller& spell) const;
+  StepReport report(const StepOutcome& outcome, std::optional<double> grad_norm) const;
+  void tell_producers();
+
+  Owners owners_;
+  std::vector<Tensor> tensors_;
+  std::vector<std::uint32_t> tensor_leaves_;
+  std::vector<Row> rows_;
+  std::vector<Span> spans_;
+  std::vector<Written> written_;
+  std::deque<std::vector<std::int64_t>> extents_;  // deques: tensors point into them
+  std::deque<GradLayout> layouts_;
+  std::vector<CreatedState> created_;
+  std::vector<double> scope_scales_, norms_, clip_coefs_;
+  std::int64_t elements_ = 0;
+  bool measures_ = false;
+  bool block_states_ = false;
+};
+
+}  // namespace fusedstep::bindings

@@ -1,0 +1,219 @@
+#include "bindings/functional.hpp"
+
+#include <pybind11/stl.h>
+
+#include <algorithm>
+#include <limits>
+
+#include "bindings/call.hpp"
+#include "bindings/result.hpp"
+#include "bindings/tree.hpp"
+
+namespace fusedstep::bindings {
+
+namespace {
+
+constexpr const char* params_name = "params";
+constexpr const char* grads_name = "grads";
+constexpr const char* copy_name = "param_copy";
+
+/// The arguments of one functional call, as trees. Where they are in the forest is fixed.
+struct Arguments {
+  static constexpr int param = 0, grad = 1, copy = 2, state = 3;
+
+  Arguments(int rule, py::handle params_, py::handle grads_, const py::tuple& states_,
+            py::handle copy_)
+      : slots(rule_infos().at(static_cast<std::size_t>(rule)).slots),
+        params(as_tree(params_)),
+        grads(as_tree(grads_)),
+        copies(as_tree(copy_)) {
+    if (states_.size() != slots.size()) throw InternalError("wrong number of state trees");
+    for (const auto tree : states_) states.push_back(as_tree(tree));
+    forest.add(params_name, params.ptr());
+    forest.add(grads_name, grads.ptr());
+    forest.add(copy_name, copies.ptr());
+    for (std::size_t k = 0; k < slots.size(); ++k) forest.add(slots[k], states[k].ptr());
+    check_roots();
+  }
+
+  void check_roots() const {
+    if (grads.is_none()) {
+      fail(PyExc_TypeError, {grads_name, nullptr}, ": expected arrays like params, got None");
+    }
+    if (PyFloat_Check(params.ptr()) || PyLong_Check(params.ptr())) {
+      fail(PyExc_TypeError, {params_name, nullptr},
+           ": got " + brief(params.ptr()) + "; params comes first, write lr=" +
+               brief(params.ptr()));
+    }
+  }
+
+  std::string spell(std::size_t leaf, Role role, int slot) const {
+    const char* const names[] = {params_name, grads_name, copy_name,
+                                 role == Role::state ? slots[static_cast<std::size_t>(slot)] : ""};
+    return spell_leaf(params, names[static_cast<int>(role)], leaf);
+  }
+
+  const std::vector<const char*>& slots;
+  py::object params, grads, copies;
+  std::vector<py::object> states;
+  Forest forest;
+};
+
+/// Fills a call from the walk over the arguments.
+class Filler final : public LeafVisitor {
+ public:
+  Filler(Call& call, const Arguments& arguments, const RowSpec& spec)
+      : call_(call), arguments_(arguments), spec_(spec) {}
+
+  void leaf(PyObject* const* nodes, const Path* path) override {
+    const std::size_t index = count_++;
+    if (nodes[Arguments::grad] == nullptr) return;  // no gradient: left alone
+    Leaf leaf{nodes[Arguments::param], nodes[Arguments::grad], nodes[Arguments::copy], {}};
+    bool first = false;
+    for (std::size_t k = 0; k < arguments_.slots.size(); ++k) {
+      leaf.states[k] = nodes[Arguments::state + static_cast<int>(k)];
+      first = first || leaf.states[k] == nullptr;
+    }
+    call_.add_leaf(index, leaf, {params_name, grads_name, copy_name, path}, row(first));
+  }
+
+  std::size_t count() const { return count_; }
+
+ private:
+  std::uint32_t row(bool first) {
+    std::int64_t& known = rows_[first ? 1 : 0];
+    if (known < 0) known = call_.add_row(spec_, Progress{1, first});
+    return static_cast<std::uint32_t>(known);
+  }
+
+  Call& call_;
+  const Arguments& arguments_;
+  const RowSpec& spec_;
+  std::size_t count_ = 0;
+  std::int64_t rows_[2] = {-1, -1};
+};
+
+std::size_t fill(Call& call, const Arguments& arguments, const RowSpec& spec) {
+  Filler filler(call, arguments, spec);
+  walk(arguments.forest, filler);
+  if (filler.count() == 0) {
+    throw py::value_error("params is empty (an exhausted generator?)");
+  }
+  return filler.count();
+}
+
+/// The tree of one slot after the step: what was passed, or a tree with the created buffers in it.
+py::object state_after(const Arguments& arguments, const Call& call, std::size_t slot,
+                       std::size_t leaves) {
+  const bool made = std::any_of(call.created().begin(), call.created().end(),
+                                [&](const auto& c) { return std::size_t(c.slot) == slot; });
+  if (!made) return arguments.states[slot];
+  std::vector<PyObject*> buffers(leaves, nullptr);
+  if (!arguments.states[slot].is_none()) {
+    class Collector final : public LeafVisitor {
+     public:
+      explicit Collector(std::vector<PyObject*>& out) : out_(out) {}
+      void leaf(PyObject* const* nodes, const Path*) override { out_[at_++] = nodes[1]; }
+
+     private:
+      std::vector<PyObject*>& out_;
+      std::size_t at_ = 0;
+    } collector(buffers);
+    Forest forest;
+    forest.add(params_name, arguments.params.ptr());
+    forest.add(arguments.slots[slot], arguments.states[slot].ptr());
+    walk(forest, collector);
+  }
+  for (const CreatedState& created : call.created()) {
+    if (std::size_t(created.slot) == slot) buffers[created.leaf] = created.buffer.ptr();
+  }
+  return rebuild(arguments.params, buffers);
+}
+
+py::object step(int rule, py::handle params, py::handle grads, const py::tuple& states,
+                py::handle row, py::handle on_nonfinite, py::handle grad_norm,
+                py::handle param_copy) {
+  const RowSpec spec = parse_row(rule, row);
+  const Arguments arguments(rule, params, grads, states, param_copy);
+  const Call::Handle call = Call::make();
+  const std::size_t leaves = fill(*call, arguments, spec);
+  const StepReport report = call->run(
+      parse_on_nonfinite(on_nonfinite), grad_norm,
+      [&](std::size_t leaf, Role role, int slot) { return arguments.spell(leaf, role, slot); });
+  py::dict state;
+  for (std::size_t k = 0; k < arguments.slots.size(); ++k) {
+    // A skipped first step has not happened: its state is not handed out.
+    state[arguments.slots[k]] = report.skipped ? arguments.states[k]
+                                               : state_after(arguments, *call, k, leaves);
+  }
+  return make_result(report, std::move(state));
+}
+
+void step_coefficients(int rule, py::handle params, py::handle grads, const py::tuple& states,
+                       const std::vector<double>& coefficients) {
+  RowSpec spec;
+  spec.row.rule = rule;
+  spec.row.coefficients_given = true;
+  spec.row.rescale_grad = spec.row.sign = 1.0;
+  spec.row.clip_norm = spec.row.clip_value = std::numeric_limits<double>::infinity();
+  if (coefficients.size() != rule_infos().at(static_cast<std::size_t>(rule)).coefficients.size()) {
+    throw py::value_error("wrong number of coefficients");
+  }
+  std::copy(coefficients.begin(), coefficients.end(), spec.row.hyper);
+  const Arguments arguments(rule, params, grads, states, py::none());
+  const Call::Handle call = Call::make();
+  call->allow_block_states();
+  fill(*call, arguments, spec);
+  call->run(OnNonfinite::propagate, py::none(), [&](std::size_t leaf, Role role, int slot) {
+    return arguments.spell(leaf, role, slot);
+  });
+}
+
+double sum_squares(py::handle grads) {
+  class Adder final : public LeafVisitor {
+   public:
+    explicit Adder(Call& call) : call_(call) {}
+    void leaf(PyObject* const* nodes, const Path* path) override {
+      if (nodes[0] != Py_None) call_.add_gradient(nodes[0], {grads_name, path});
+    }
+
+   private:
+    Call& call_;
+  };
+  const py::object tree = as_tree(grads);
+  const Call::Handle call = Call::make();
+  Adder adder(*call);
+  Forest forest;
+  forest.add(grads_name, tree.ptr());
+  walk(forest, adder);
+  return call->sum_squares();
+}
+
+}  // namespace
+
+void bind_functional(py::module_& module) {
+  module.def("step", &step);
+  module.def("step_coefficients", &step_coefficients);
+  module.def("sum_squares", &sum_squares, py::arg("grads"),
+             R"(Sum of the squares of all elements, accumulated in float64.
+
+Args:
+    grads: One array or a tree of arrays, any shapes and strides; float16, bfloat16, float32,
+        float64 or longdouble. None leaves count as absent.
+
+Returns:
+    The sum over the fixed tree of the norm, the same bits for any thread count and instruction
+    set. The square root of the sum, reduced over all processes, is what `grad_norm=` takes. It can
+    overflow to inf only if float64 gradients exceed 1e154 in magnitude.
+
+Raises:
+    TypeError: If a leaf is no array of a floating-point dtype.
+
+Example:
+    >>> import numpy as np, fusedstep as fs
+    >>> fs.sum_squares([np.array([3.0, 0.0], np.float32), np.array([[4.0]], np.float32)])
+    25.0
+)");
+}
+
+}  // namespace fusedstep::bindings

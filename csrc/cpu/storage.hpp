@@ -1,0 +1,190 @@
+#pragma once
+#include <cstdint>
+#include <cstring>
+
+#include "core/float16.hpp"
+#include "core/step.hpp"
+#include "cpu/pack.hpp"
+
+/// How buffers are read into and written from arithmetic values (numbers or registers). Included by
+/// the kernel objects only, like cpu/pack.hpp. No address needs to be aligned, not even to its type.
+namespace fusedstep::cpu {
+namespace {
+
+// --- one number --------------------------------------------------------------------------------
+
+template <class T>
+FUSEDSTEP_HD T read(const T* at) {
+  T x;
+  std::memcpy(&x, at, sizeof x);
+  return x;
+}
+template <class T>
+FUSEDSTEP_HD void write(T x, T* at) {
+  std::memcpy(at, &x, sizeof x);
+}
+
+FUSEDSTEP_HD void load(float& out, const float* at) { out = read(at); }
+FUSEDSTEP_HD void load(float& out, const f16* at) { out = to_float(read(at)); }
+FUSEDSTEP_HD void load(float& out, const bf16* at) { out = to_float(read(at)); }
+FUSEDSTEP_HD void load(double& out, const double* at) { out = read(at); }
+
+FUSEDSTEP_HD void store(float x, float* at) { write(x, at); }
+FUSEDSTEP_HD void store(float x, f16* at) { write(to_f16(x), at); }
+FUSEDSTEP_HD void store(float x, bf16* at) { write(to_bf16(x), at); }
+FUSEDSTEP_HD void store(double x, double* at) { write(x, at); }
+
+// --- one register ------------------------------------------------------------------------------
+
+template <class T, int n>
+FUSEDSTEP_HD void load(Simd<T, n>& out, const T* at) {
+  out = Simd<T, n>::load(at);
+}
+template <class T, int n>
+FUSEDSTEP_HD void store(Simd<T, n> x, T* at) {
+  x.store(at);
+}
+
+#if defined(__AVX512F__)
+
+constexpr int nearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+
+FUSEDSTEP_HD __m256i load_16_bits(const void* at) {
+  return _mm256_loadu_si256(static_cast<const __m256i*>(at));
+}
+FUSEDSTEP_HD void load(Simd<float, 16>& out, const f16* at) {
+  out = _mm512_cvtph_ps(load_16_bits(at));
+}
+FUSEDSTEP_HD void load(Simd<float, 16>& out, const bf16* at) {
+  out = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(load_16_bits(at)), 16));
+}
+FUSEDSTEP_HD void store(Simd<float, 16> x, f16* at) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(at), _mm512_cvtps_ph(x.reg, nearest));
+}
+/// to_bf16 of core/float16.hpp, step by step. (The AVX512_BF16 instruction flushes denormals.)
+FUSEDSTEP_HD void store(Simd<float, 16> x, bf16* at) {
+  const __m512i bits = _mm512_castps_si512(x.reg);
+  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+  const __m512i bias = _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff));
+  const __m512i rounded = _mm512_srli_epi32(_mm512_add_epi32(bits, bias), 16);
+  const __mmask16 nan = _mm512_cmp_ps_mask(x.reg, x.reg, _CMP_UNORD_Q);
+  const __m512i out = _mm512_mask_mov_epi32(rounded, nan, _mm512_set1_epi32(0x7fc0));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(at), _mm512_cvtepi32_epi16(out));
+}
+
+#elif defined(__AVX2__)
+
+constexpr int nearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+
+FUSEDSTEP_HD __m128i load_16_bits(const void* at) {
+  return _mm_loadu_si128(static_cast<const __m128i*>(at));
+}
+FUSEDSTEP_HD void load(Simd<float, 8>& out, const f16* at) {
+  out = _mm256_cvtph_ps(load_16_bits(at));
+}
+FUSEDSTEP_HD void load(Simd<float, 8>& out, const bf16* at) {
+  out = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(load_16_bits(at)), 16));
+}
+FUSEDSTEP_HD void store(Simd<float, 8> x, f16* at) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(at), _mm256_cvtps_ph(x.reg, nearest));
+}
+/// to_bf16 of core/float16.hpp, step by step.
+FUSEDSTEP_HD void store(Simd<float, 8> x, bf16* at) {
+  const __m256i bits = _mm256_castps_si256(x.reg);
+  const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+  const __m256i bias = _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff));
+  const __m256i rounded = _mm256_srli_epi32(_mm256_add_epi32(bits, bias), 16);
+  const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(x.reg, x.reg, _CMP_UNORD_Q));
+  const __m256i out = _mm256_blendv_epi8(rounded, _mm256_set1_epi32(0x7fc0), nan);
+  const __m128i low = _mm256_castsi256_si128(out), high = _mm256_extracti128_si256(out, 1);
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(at), _mm_packus_epi32(low, high));
+}
+
+#endif
+
+// --- buffers: the storage policies of the element loop -------------------------------------------
+
+/// Elements of a type known at compile time.
+template <class T>
+struct Typed {
+  T* data;
+  Typed() = default;
+  FUSEDSTEP_HD Typed(const void* at, DType /*dtype*/)
+      : data(static_cast<T*>(const_cast<void*>(at))) {}
+  template <class V>
+  FUSEDSTEP_HD void get(V& out, std::int64_t i) const {
+    load(out, data + i);
+  }
+  template <class V>
+  FUSEDSTEP_HD void put(V x, std::int64_t i) const {
+    store(x, data + i);
+  }
+};
+
+/// float32 or 16-bit elements, which of them is known at run time. The branch is the same for all
+/// elements of a buffer, so it costs little: one set of code serves the rarer combinations.
+struct Any {
+  void* data;
+  DType dtype;
+  Any() = default;
+  FUSEDSTEP_HD Any(const void* at, DType type) : data(const_cast<void*>(at)), dtype(type) {}
+  template <class V>
+  FUSEDSTEP_HD void get(V& out, std::int64_t i) const {
+    switch (dtype) {
+      case DType::float16: return load(out, static_cast<const f16*>(data) + i);
+      case DType::bfloat16: return load(out, static_cast<const bf16*>(data) + i);
+      default: return load(out, static_cast<const float*>(data) + i);
+    }
+  }
+  template <class V>
+  FUSEDSTEP_HD void put(V x, std::int64_t i) const {
+    switch (dtype) {
+      case DType::float16: return store(x, static_cast<f16*>(data) + i);
+      case DType::bfloat16: return store(x, static_cast<bf16*>(data) + i);
+      default: return store(x, static_cast<float*>(data) + i);
+    }
+  }
+};
+
+/// No buffer.
+struct Absent {
+  FUSEDSTEP_HD Absent(const void* /*at*/, DType /*dtype*/) {}
+  template <class V>
+  FUSEDSTEP_HD void put(V /*x*/, std::int64_t /*i*/) const {}
+};
+
+// --- blocks that share a scale -------------------------------------------------------------------
+
+/// int8 codes and one scale -> `n` <= block_size values.
+void decode(const Slot& block, std::int64_t n, float* out) {
+  const auto* codes = static_cast<const std::int8_t*>(block.data);
+  const float scale = read(static_cast<const float*>(block.aux));
+  for (std::int64_t i = 0; i < n; ++i) out[i] = static_cast<float>(codes[i]) * scale;
+}
+
+/// The largest |x|; NaN if any is NaN. (Magnitudes order like their bits, with NaN on top.)
+float max_magnitude(const float* x, std::int64_t n) {
+  std::uint32_t largest = 0;
+  for (std::int64_t i = 0; i < n; ++i) {
+    const std::uint32_t bits = bits_of(x[i]) & 0x7fffffffu;
+    largest = bits > largest ? bits : largest;
+  }
+  return float_of(largest);
+}
+
+/// scale = max|x| / 127, code = x / scale to nearest even. A block with infinity or NaN becomes all
+/// NaN (a NaN scale). The limit matters only where the scale is subnormal, and so not precise.
+void encode(const float* x, std::int64_t n, const Slot& block) {
+  const float largest = max_magnitude(x, n);
+  const float scale = largest < HUGE_VALF ? largest / 127.0f : NAN;
+  write(scale, static_cast<float*>(block.aux));
+  const bool has_codes = scale > 0.0f;
+  auto* codes = static_cast<std::int8_t*>(block.data);
+  for (std::int64_t i = 0; i < n; ++i) {
+    const float code = has_codes ? fusedstep::clamp(x[i] / scale, 127.0f) : 0.0f;
+    codes[i] = static_cast<std::int8_t>(::lrintf(code));
+  }
+}
+
+}  // namespace
+}  // namespace fusedstep::cpu
