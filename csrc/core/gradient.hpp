@@ -14,20 +14,25 @@ FUSEDSTEP_HD double clip_coefficient(double clip_norm, double norm) {
   return inactive ? 1.0 : clip_norm / norm;
 }
 
+/// The constants of one row, in double as prepared or rounded once to the arithmetic type. A scale
+/// of 1 and an infinite limit would change nothing, so they are skipped; as in core/terms.hpp it is
+/// the same for all elements of a row.
 template <class T>
 struct Conditioning {
   T scale, limit;
+  bool scales, limits;
 };
 
-/// `norm` is after rescale_grad. Rounded to the arithmetic type once, by the backend.
+/// `norm` is after rescale_grad.
 FUSEDSTEP_HD Conditioning<double> prepare_gradient(const Row& row, double norm) {
-  return {row.sign * row.rescale_grad * clip_coefficient(row.clip_norm, norm), row.clip_value};
+  const double scale = row.sign * row.rescale_grad * clip_coefficient(row.clip_norm, norm);
+  return {scale, row.clip_value, scale != 1, row.clip_value != HUGE_VAL};
 }
 
-/// Always multiplies and clamps: with scale 1 and limit infinity both are exact and leave g as is.
 template <class V, class T>
 FUSEDSTEP_HD V condition(const Conditioning<T>& k, V g) {
-  return clamp(V(k.scale) * g, V(k.limit));
+  if (k.scales) g = V(k.scale) * g;
+  return k.limits ? clamp(g, V(k.limit)) : g;
 }
 
 }  // namespace fusedstep

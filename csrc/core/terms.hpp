@@ -3,18 +3,34 @@
 
 namespace fusedstep {
 
-/// A coefficient of a formula, rounded once to the arithmetic type `T`.
+/// A coefficient of a formula and whether its term exists at all.
+struct Coefficient {
+  double value;
+  bool used;
+  FUSEDSTEP_HD Coefficient(double x) : value(x), used(x != 0) {}
+  FUSEDSTEP_HD Coefficient(double x, bool known_used) : value(x), used(known_used) {}
+  FUSEDSTEP_HD Coefficient operator-() const { return {-value, used}; }
+};
+
+/// Coefficients of which the compiler knows the used ones: bit i of `terms`. The element loop has
+/// no branch left then.
+template <unsigned terms>
+struct KnownTerms {
+  const double* values;
+  FUSEDSTEP_HD Coefficient operator[](int i) const { return {values[i], (terms >> i & 1) != 0}; }
+};
+
+/// A coefficient rounded once to the arithmetic type `T`.
 ///
 /// A zero coefficient removes its term: a form that does not use a term must not turn an infinite
 /// state into NaN by multiplying it with zero, and must not cost anything. `used` is the same for
-/// all elements of a row, so the branch on it is uniform (a CUDA warp never diverges on it).
+/// all elements of a row, so a branch on it is uniform (a CUDA warp never diverges on it).
 template <class T>
 struct Term {
   T value;
   bool used;
   Term() = default;
-  FUSEDSTEP_HD explicit Term(double coefficient)
-      : value(static_cast<T>(coefficient)), used(coefficient != 0) {}
+  FUSEDSTEP_HD explicit Term(Coefficient k) : value(static_cast<T>(k.value)), used(k.used) {}
 };
 
 /// y + a*x in one rounding; y where a is zero.

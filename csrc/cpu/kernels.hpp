@@ -6,26 +6,21 @@
 /// The seam between the step engine and the kernel objects (kernels.cpp, once per instruction set).
 namespace fusedstep::cpu {
 
-/// The address of element `i` of a buffer; null stays null.
-FUSEDSTEP_HD void* element(const void* data, DType dtype, std::int64_t i) {
-  char* const begin = static_cast<char*>(const_cast<void*>(data));
-  return begin ? begin + i * static_cast<std::int64_t>(size_of(dtype)) : begin;
-}
-
-/// The slot from element `i` on; in a block-wise stored state `i` is a multiple of block_size.
-FUSEDSTEP_HD Slot element(const Slot& slot, std::int64_t i) {
-  return {element(slot.data, slot.dtype, i), element(slot.aux, DType::float32, i / block_size),
-          slot.dtype};
+/// The buffer from element `i` on; in a block-wise stored state `i` is a multiple of block_size.
+FUSEDSTEP_HD Slot slice(const Slot& from, std::int64_t i) {
+  const auto skip = [](void* data, std::int64_t bytes) {
+    return data ? static_cast<char*>(data) + bytes : nullptr;
+  };
+  constexpr auto scale_bytes = static_cast<std::int64_t>(sizeof(float));
+  return {skip(from.data, i * static_cast<std::int64_t>(size_of(from.dtype))),
+          skip(from.aux, i / block_size * scale_bytes), from.dtype};
 }
 
 /// Up to a chunk of one tensor, ready to be updated.
 struct Update {
-  void* param;
-  const void* grad;
-  void* copy;  ///< or null
+  Slot param, grad, copy;  ///< the gradient is only read; the copy may be missing
   Slot slots[max_slots];
   std::int64_t count;  ///< at most chunk_size
-  DType param_dtype, grad_dtype, copy_dtype;
   Conditioning<double> conditioning;
   const double* coefficients;  ///< of the rule
 };

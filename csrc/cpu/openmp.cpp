@@ -75,6 +75,7 @@ const OpenMP* runtime_of(void* library) {
   OpenMP found{};
   if (!resolve(library, "GOMP_parallel", found.parallel) ||
       !resolve(library, "omp_get_thread_num", found.thread_num) ||
+      !resolve(library, "omp_get_num_threads", found.num_threads) ||
       !resolve(library, "omp_get_max_threads", found.max_threads) ||
       !resolve(library, "omp_in_parallel", found.in_parallel))
     return nullptr;

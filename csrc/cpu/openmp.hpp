@@ -9,6 +9,7 @@ namespace fusedstep::cpu {
 struct OpenMP {
   void (*parallel)(void (*body)(void*), void* context, unsigned threads, unsigned flags);
   int (*thread_num)();
+  int (*num_threads)();
   int (*max_threads)();
   int (*in_parallel)();
   std::string path;

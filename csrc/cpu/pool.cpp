@@ -14,6 +14,8 @@
 #include <new>
 #include <type_traits>
 
+#include "cpu/placement.hpp"
+
 namespace fusedstep::cpu {
 namespace {
 
@@ -26,14 +28,6 @@ void futex_wait(Futex& word, std::uint32_t expected) {
 
 void futex_wake(Futex& word, int waiters) {
   syscall(SYS_futex, &word, FUTEX_WAKE_PRIVATE, waiters, nullptr, nullptr, 0);
-}
-
-void relax_cpu() {
-#if defined(__x86_64__) || defined(__i386__)
-  __builtin_ia32_pause();
-#elif defined(__aarch64__)
-  asm volatile("yield");
-#endif
 }
 
 /// The region being run, in one word, so that a thread joins it with one compare-and-swap or finds
@@ -76,6 +70,7 @@ class Pool {
   int num_threads_ = 0;
   RegionBody body_ = nullptr;
   void* context_ = nullptr;
+  std::atomic<int> caller_cpu_{-1};
   std::atomic<std::uint64_t> job_{0};
   Futex generation_{0};  // counts regions; idle threads sleep on it
   Futex finished_{0};    // threads that have left the region
@@ -106,7 +101,9 @@ void Pool::work() {
   std::uint32_t last_generation = 0;  // regions count from 1
   for (;;) {
     const std::uint32_t generation = generation_.load(std::memory_order_acquire);
-    if (!take_part(last_generation)) futex_wait(generation_, generation);
+    if (take_part(last_generation)) continue;
+    futex_wait(generation_, generation);
+    leave_cpu(caller_cpu_.load(std::memory_order_relaxed));
   }
 }
 
@@ -132,12 +129,14 @@ void Pool::run(int threads, RegionBody body, void* context) {
   const int vacancies = std::min(threads - 1, num_threads_);
   body_ = body;
   context_ = context;
+  caller_cpu_.store(current_cpu(), std::memory_order_relaxed);
   finished_.store(0, std::memory_order_relaxed);
   std::uint32_t generation = generation_.load(std::memory_order_relaxed) + 1;
   if (generation == 0) generation = 1;  // the first value of every thread's last_generation
   job_.store(Job::pack(generation, vacancies), std::memory_order_release);
   generation_.store(generation, std::memory_order_release);
   futex_wake(generation_, std::min(wake_fanout, vacancies));
+  if (Job::unpack(job_.load(std::memory_order_relaxed)).joined == 0) offer_cpu();
   body(context, 0);
   const std::uint64_t word = job_.fetch_and(~Job::all_vacancies, std::memory_order_acq_rel);
   wait_for(Job::unpack(word).joined);

@@ -102,70 +102,39 @@ FUSEDSTEP_HD void store(Simd<float, 8> x, bf16* at) {
 
 #endif
 
-// --- buffers: the storage policies of the element loop -------------------------------------------
+// --- whole runs: storage that is not read element by element, or rarely ---------------------------
 
-/// Elements of a type known at compile time.
+/// `count` stored elements -> float32.
 template <class T>
-struct Typed {
-  T* data;
-  Typed() = default;
-  FUSEDSTEP_HD Typed(const void* at, DType /*dtype*/)
-      : data(static_cast<T*>(const_cast<void*>(at))) {}
-  template <class V>
-  FUSEDSTEP_HD void get(V& out, std::int64_t i) const {
-    load(out, data + i);
+void decode_elements(const T* stored, std::int64_t count, float* out) {
+  std::int64_t i = 0;
+  for (Pack<float> x; i + width<Pack<float>> <= count; i += width<Pack<float>>) {
+    load(x, stored + i);
+    store(x, out + i);
   }
-  template <class V>
-  FUSEDSTEP_HD void put(V x, std::int64_t i) const {
-    store(x, data + i);
+  for (; i < count; ++i) load(out[i], stored + i);
+}
+
+template <class T>
+void encode_elements(const float* x, std::int64_t count, T* stored) {
+  std::int64_t i = 0;
+  for (Pack<float> pack; i + width<Pack<float>> <= count; i += width<Pack<float>>) {
+    load(pack, x + i);
+    store(pack, stored + i);
   }
-};
+  for (; i < count; ++i) store(x[i], stored + i);
+}
 
-/// float32 or 16-bit elements, which of them is known at run time. The branch is the same for all
-/// elements of a buffer, so it costs little: one set of code serves the rarer combinations.
-struct Any {
-  void* data;
-  DType dtype;
-  Any() = default;
-  FUSEDSTEP_HD Any(const void* at, DType type) : data(const_cast<void*>(at)), dtype(type) {}
-  template <class V>
-  FUSEDSTEP_HD void get(V& out, std::int64_t i) const {
-    switch (dtype) {
-      case DType::float16: return load(out, static_cast<const f16*>(data) + i);
-      case DType::bfloat16: return load(out, static_cast<const bf16*>(data) + i);
-      default: return load(out, static_cast<const float*>(data) + i);
-    }
-  }
-  template <class V>
-  FUSEDSTEP_HD void put(V x, std::int64_t i) const {
-    switch (dtype) {
-      case DType::float16: return store(x, static_cast<f16*>(data) + i);
-      case DType::bfloat16: return store(x, static_cast<bf16*>(data) + i);
-      default: return store(x, static_cast<float*>(data) + i);
-    }
-  }
-};
-
-/// No buffer.
-struct Absent {
-  FUSEDSTEP_HD Absent(const void* /*at*/, DType /*dtype*/) {}
-  template <class V>
-  FUSEDSTEP_HD void put(V /*x*/, std::int64_t /*i*/) const {}
-};
-
-// --- blocks that share a scale -------------------------------------------------------------------
-
-/// int8 codes and one scale -> `n` <= block_size values.
-void decode(const Slot& block, std::int64_t n, float* out) {
-  const auto* codes = static_cast<const std::int8_t*>(block.data);
-  const float scale = read(static_cast<const float*>(block.aux));
-  for (std::int64_t i = 0; i < n; ++i) out[i] = static_cast<float>(codes[i]) * scale;
+/// int8 codes and one scale -> `count` <= block_size values.
+void decode_block(const std::int8_t* codes, const float* scale, std::int64_t count, float* out) {
+  const float factor = read(scale);
+  for (std::int64_t i = 0; i < count; ++i) out[i] = static_cast<float>(codes[i]) * factor;
 }
 
 /// The largest |x|; NaN if any is NaN. (Magnitudes order like their bits, with NaN on top.)
-float max_magnitude(const float* x, std::int64_t n) {
+float max_magnitude(const float* x, std::int64_t count) {
   std::uint32_t largest = 0;
-  for (std::int64_t i = 0; i < n; ++i) {
+  for (std::int64_t i = 0; i < count; ++i) {
     const std::uint32_t bits = bits_of(x[i]) & 0x7fffffffu;
     largest = bits > largest ? bits : largest;
   }
@@ -174,15 +143,48 @@ float max_magnitude(const float* x, std::int64_t n) {
 
 /// scale = max|x| / 127, code = x / scale to nearest even. A block with infinity or NaN becomes all
 /// NaN (a NaN scale). The limit matters only where the scale is subnormal, and so not precise.
-void encode(const float* x, std::int64_t n, const Slot& block) {
-  const float largest = max_magnitude(x, n);
-  const float scale = largest < HUGE_VALF ? largest / 127.0f : NAN;
-  write(scale, static_cast<float*>(block.aux));
-  const bool has_codes = scale > 0.0f;
-  auto* codes = static_cast<std::int8_t*>(block.data);
-  for (std::int64_t i = 0; i < n; ++i) {
-    const float code = has_codes ? fusedstep::clamp(x[i] / scale, 127.0f) : 0.0f;
+void encode_block(const float* x, std::int64_t count, std::int8_t* codes, float* scale) {
+  const float largest = max_magnitude(x, count);
+  const float factor = largest < HUGE_VALF ? largest / 127.0f : NAN;
+  write(factor, scale);
+  const bool any = factor > 0.0f;
+  for (std::int64_t i = 0; i < count; ++i) {
+    const float code = any ? fusedstep::clamp(x[i] / factor, 127.0f) : 0.0f;
     codes[i] = static_cast<std::int8_t>(::lrintf(code));
+  }
+}
+
+/// Calls visit(codes, scale, first element, count) for every block.
+template <class Visit>
+FUSEDSTEP_HD void for_each_block(const Slot& slot, std::int64_t count, Visit visit) {
+  auto* codes = static_cast<std::int8_t*>(slot.data);
+  auto* scale = static_cast<float*>(slot.aux);
+  for (std::int64_t i = 0; i < count; i += block_size, ++scale)
+    visit(codes + i, scale, i, count - i < block_size ? count - i : block_size);
+}
+
+/// `count` elements of a buffer as float32; of int8_blocks from the start of a block on.
+void decode(const Slot& from, std::int64_t count, float* out) {
+  switch (from.dtype) {
+    case DType::float16: return decode_elements(static_cast<const f16*>(from.data), count, out);
+    case DType::bfloat16: return decode_elements(static_cast<const bf16*>(from.data), count, out);
+    case DType::int8_blocks:
+      return for_each_block(from, count, [&](auto* codes, auto* scale, auto i, auto n) {
+        decode_block(codes, scale, n, out + i);
+      });
+    default: return decode_elements(static_cast<const float*>(from.data), count, out);
+  }
+}
+
+void encode(const float* x, std::int64_t count, const Slot& to) {
+  switch (to.dtype) {
+    case DType::float16: return encode_elements(x, count, static_cast<f16*>(to.data));
+    case DType::bfloat16: return encode_elements(x, count, static_cast<bf16*>(to.data));
+    case DType::int8_blocks:
+      return for_each_block(to, count, [&](auto* codes, auto* scale, auto i, auto n) {
+        encode_block(x + i, n, codes, scale);
+      });
+    default: return encode_elements(x, count, static_cast<float*>(to.data));
   }
 }
 

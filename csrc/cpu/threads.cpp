@@ -17,6 +17,7 @@
 #include <stdexcept>
 
 #include "cpu/openmp.hpp"
+#include "cpu/placement.hpp"
 #include "cpu/pool.hpp"
 
 namespace fusedstep::cpu {
@@ -106,21 +107,39 @@ struct OpenMPRegion {
   RegionBody body;
   void* context;
   int threads;
+  int caller_cpu;
+  std::atomic<int> arrived{0};  // workers besides the caller
 };
+
+void run_as_caller(OpenMPRegion& region) {
+  // Workers that still spin after the last region arrive within a microsecond.
+  constexpr int spins = 60;
+  const int others = region.openmp->num_threads() - 1;
+  const auto arrived = [&] { return region.arrived.load(std::memory_order_relaxed); };
+  for (int i = 0; i < spins && others > 0 && arrived() == 0; ++i) relax_cpu();
+  if (others > 0 && arrived() == 0) offer_cpu();
+  region.body(region.context, 0);
+  while (arrived() < others) sched_yield();  // libgomp would spin, perhaps in front of a worker
+}
+
+void run_as_worker(OpenMPRegion& region, int worker) {
+  region.arrived.fetch_add(1, std::memory_order_relaxed);
+  leave_cpu(region.caller_cpu);
+  if (worker < region.threads) region.body(region.context, worker);
+}
 
 void run_on_openmp(const OpenMP& openmp, int threads, RegionBody body, void* context) {
   if (openmp.in_parallel()) return body(context, 0);
-  OpenMPRegion region{&openmp, body, context, threads};
+  OpenMPRegion shared{&openmp, body, context, threads, current_cpu()};
+  const auto run = [](void* argument) {
+    auto& region = *static_cast<OpenMPRegion*>(argument);
+    const int worker = region.openmp->thread_num();
+    worker == 0 ? run_as_caller(region) : run_as_worker(region, worker);
+  };
   // The whole team is started even if fewer threads are wanted: libgomp ends the threads that a
   // smaller team leaves over, and creates them again for the framework's next region.
   const int team = std::max(threads, openmp.max_threads());
-  openmp.parallel(
-      [](void* argument) {
-        const auto& shared = *static_cast<const OpenMPRegion*>(argument);
-        const int worker = shared.openmp->thread_num();
-        if (worker < shared.threads) shared.body(shared.context, worker);
-      },
-      &region, static_cast<unsigned>(team), 0);
+  openmp.parallel(run, &shared, static_cast<unsigned>(team), 0);
 }
 
 int omp_num_threads_variable() {

@@ -23,6 +23,8 @@ struct Momentum {
       "lr",       "momentum",       "next_momentum",         "dampening", "weight_decay",
       "nesterov", "lr_in_velocity", "decoupled_weight_decay", "dampen_first_step"};
   static constexpr const char* coefficients[] = {"wd", "A", "B", "N1", "N2", "S", "D"};
+  /// Coefficients (by index) that an ordinary form may lack: wd, N2, D.
+  static constexpr int optional_terms[] = {0, 4, 6};
 
   /// Flags are 0 or 1.
   struct Hyper {
@@ -46,7 +48,8 @@ struct Momentum {
   template <class T>
   struct Coefficients {
     Term<T> wd, A, B, N1, N2, S, minus_D;
-    FUSEDSTEP_HD explicit Coefficients(const double* k)
+    template <class Source>  // const double*, or KnownTerms of it
+    FUSEDSTEP_HD explicit Coefficients(const Source& k)
         : wd(k[0]), A(k[1]), B(k[2]), N1(k[3]), N2(k[4]), S(k[5]), minus_D(-k[6]) {}
   };
 

@@ -15,6 +15,8 @@ struct Sgd {
   static constexpr const char* const* slots = nullptr;
   static constexpr const char* hypers[] = {"lr", "weight_decay", "decoupled_weight_decay"};
   static constexpr const char* coefficients[] = {"wd", "S", "D"};
+  /// Coefficients (by index) that an ordinary form may lack: wd, D.
+  static constexpr int optional_terms[] = {0, 2};
 
   struct Hyper {
     double lr, weight_decay, decoupled_weight_decay;
@@ -29,7 +31,8 @@ struct Sgd {
   template <class T>
   struct Coefficients {
     Term<T> wd, S, minus_D;
-    FUSEDSTEP_HD explicit Coefficients(const double* k) : wd(k[0]), S(k[1]), minus_D(-k[2]) {}
+    template <class Source>  // const double*, or KnownTerms of it
+    FUSEDSTEP_HD explicit Coefficients(const Source& k) : wd(k[0]), S(k[1]), minus_D(-k[2]) {}
   };
 
   template <class V, class T>

@@ -1,0 +1,102 @@
+# Every command of the project. A fresh machine needs Python 3.11 with venv and headers, a C++17
+# compiler, make and git; everything else goes into .venv. Nothing is done twice.
+
+PYTHON ?= python3
+FUSEDSTEP_WERROR ?= OFF
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip --disable-pip-version-check
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+# With the directories, so that a deleted file counts as a change.
+SOURCES := CMakeLists.txt pyproject.toml $(shell find csrc python -not -name '*.py[co]' -not -name __pycache__)
+CXX_FILES = $(shell git ls-files --cached --others --exclude-standard '*.cpp' '*.hpp')
+
+.PHONY: help demo bench test test-all lint format sanitize wheel roofline clean
+.DELETE_ON_ERROR:
+
+help:  ## lists the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
+
+# --- what the targets stand on -----------------------------------------------------------------
+
+$(VENV)/pip.stamp:
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else \
+	  "fusedstep needs Python 3.11 or newer: make PYTHON=python3.x ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet --upgrade 'pip>=25.1'
+	@touch $@
+
+# A dependency group of pyproject.toml is installed.
+$(VENV)/group-%.stamp: pyproject.toml $(VENV)/pip.stamp
+	@echo "# installing the packages of group '$*': the first time takes a while"
+	$(PIP) install --quiet --group $*
+	@touch $@
+
+# Without build isolation CMake keeps its build tree, so an edit compiles only what it changed.
+$(VENV)/fusedstep.stamp: $(SOURCES) $(VENV)/group-build.stamp
+	@echo "# building and installing fusedstep"
+	$(PIP) install --quiet --no-build-isolation \
+	  --config-settings=cmake.define.FUSEDSTEP_WERROR=$(FUSEDSTEP_WERROR) .
+	@touch $@
+
+$(VENV)/wheel.stamp: $(SOURCES) README.md LICENSE $(VENV)/group-build.stamp $(VENV)/group-wheel.stamp
+	rm -rf dist wheelhouse
+	$(PIP) wheel --quiet --no-build-isolation --no-deps --wheel-dir dist .
+	$(BIN)/auditwheel repair --wheel-dir wheelhouse dist/*.whl
+	@touch $@
+
+roofline: $(VENV)/group-build.stamp
+	@mkdir -p build
+	@$(BIN)/cmake -S . -B build/bench -G Ninja -DFUSEDSTEP_BENCH=ON -DFUSEDSTEP_PYTHON=OFF >build/bench.log
+	@$(BIN)/cmake --build build/bench --target fusedstep_roofline >>build/bench.log || (cat build/bench.log; false)
+
+# --- to use it ---------------------------------------------------------------------------------
+
+demo: $(VENV)/fusedstep.stamp $(VENV)/group-demo.stamp  ## trains a small network on real data
+	$(BIN)/python examples/digits.py
+
+bench: $(VENV)/fusedstep.stamp $(VENV)/group-bench.stamp $(VENV)/wheel.stamp roofline  ## measures speed against peers and rooflines
+	$(BIN)/python -m bench $(BENCH_ARGS)
+
+# --- to change it ------------------------------------------------------------------------------
+
+test: $(VENV)/fusedstep.stamp $(VENV)/group-test.stamp roofline  ## runs the tests, leaving out those of missing frameworks
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+FRAMEWORKS := $(VENV)/group-frameworks.stamp $(VENV)/group-bench.stamp
+test-all: $(VENV)/fusedstep.stamp $(VENV)/group-test.stamp $(FRAMEWORKS) roofline  ## runs all tests
+	FUSEDSTEP_REQUIRE_FRAMEWORKS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/group-lint.stamp  ## checks style, types and spelling
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run -Werror $(CXX_FILES)
+	$(BIN)/codespell
+
+format: $(VENV)/group-lint.stamp  ## rewrites files as lint wants them
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CXX_FILES)
+
+sanitize: sanitize-address sanitize-thread  ## runs the C++ checks under ASan+UBSan and under TSan
+
+sanitize-address: FLAGS = address,undefined
+sanitize-thread: FLAGS = thread
+sanitize-%: $(VENV)/group-build.stamp
+	$(BIN)/cmake -S . -B build/$@ -G Ninja -DFUSEDSTEP_SANITIZE=$(FLAGS) -DFUSEDSTEP_CPP_TESTS=ON \
+	  -DFUSEDSTEP_PYTHON=OFF -DFUSEDSTEP_WERROR=$(FUSEDSTEP_WERROR)
+	$(BIN)/cmake --build build/$@
+	$(BIN)/ctest --test-dir build/$@/tests/cpp --output-on-failure --no-tests=error
+
+wheel: $(VENV)/wheel.stamp  ## makes a redistributable wheel and checks it in an empty environment
+	$(PYTHON) -m venv --clear build/empty
+	build/empty/bin/pip install --quiet --disable-pip-version-check wheelhouse/*.whl
+	build/empty/bin/python tests/conformance_wheel.py
+	@ls wheelhouse/*.whl; size=$$(stat -c %s wheelhouse/*.whl); echo "$$size bytes (limit 2000000)"; \
+	  test "$$size" -le 2000000
+
+clean:  ## removes everything that was made here
+	rm -rf $(VENV) build dist wheelhouse demo.png .pytest_cache .mypy_cache .ruff_cache .hypothesis

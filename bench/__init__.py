@@ -1,0 +1,1 @@
+"""Speed of fusedstep against rooflines and peers: `make bench`, see README.md."""

@@ -1,0 +1,59 @@
+"""The bars of design 8 that `make bench` can judge. They are moved nowhere else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bench.measure import Result, Spread
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A limit on the time of `measured`, or on how many times that of `base` it is."""
+
+    row: str
+    measured: str
+    base: str | None = None
+    at_least: float | None = None
+    at_most: float | None = None
+
+    @property
+    def limit(self) -> str:
+        return f">= {self.at_least:g}" if self.at_least is not None else f"<= {self.at_most:g}"
+
+    def figure(self, result: Result) -> Spread | None:
+        """None if a contender was not there."""
+        if not {self.measured, self.base or self.measured} <= result.samples.keys():
+            return None
+        if self.base is None:
+            return result.spread(self.measured)
+        return result.ratio(self.measured, self.base)
+
+    def met(self, figure: Spread) -> bool:
+        """By the median; the quartiles tell how sure that is."""
+        if self.at_least is not None:
+            return figure.median >= self.at_least
+        return self.at_most is None or figure.median <= self.at_most
+
+
+OURS, ROOFLINE, FUSED = "fusedstep", "roofline", "torch fused"
+CLIPPED, UNCLIPPED = "fusedstep clip", "fusedstep no clip"
+ON_TORCH = "fusedstep on torch tensors"
+
+BARS = (
+    Bar("nesterov-1", ROOFLINE, OURS, at_least=0.97),
+    Bar("nesterov-1", FUSED, OURS, at_least=1.05),
+    Bar("nesterov-200", ROOFLINE, OURS, at_least=0.97),
+    Bar("nesterov-200", FUSED, OURS, at_least=1.05),
+    Bar("clip-1", ROOFLINE, OURS, at_least=0.95),
+    Bar("clip-1", FUSED, OURS, at_least=1.3),
+    Bar("clip-200", ROOFLINE, OURS, at_least=0.95),
+    Bar("clip-200", FUSED, OURS, at_least=1.3),
+    Bar("small", FUSED, OURS, at_least=20),
+    Bar("small", FUSED, ON_TORCH, at_least=12),
+    Bar("call", OURS, at_most=3e-6),
+    Bar("cached", CLIPPED, UNCLIPPED, at_most=1.3),
+    Bar("bf16", ROOFLINE, OURS, at_least=0.9),
+    Bar("import", OURS, at_most=0.060),
+    Bar("wheel", OURS, at_most=2e6),
+)

@@ -1,0 +1,195 @@
+"""The rows of the table: which work, by whom."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from bench import contenders as by
+from bench.bars import CLIPPED, FUSED, ON_TORCH, OURS, ROOFLINE, UNCLIPPED
+from bench.machine import ROOT
+from bench.measure import Row, timed
+from bench.streams import Roofline
+from bench.work import Step, Work
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much work a row is."""
+
+    large: int  # elements, far beyond every cache but those of the largest servers
+    cached: int  # elements whose three buffers fit a last-level cache
+    many: int  # tensors of a model with many small ones
+    calls: int  # of the smallest work, per sample
+    matmul: int
+
+
+FULL = Scale(large=2**25, cached=2**20, many=1000, calls=1000, matmul=384)
+SMOKE = Scale(large=100_003, cached=10_007, many=20, calls=10, matmul=32)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What the rows need to know."""
+
+    scale: Scale
+    roofline: Roofline | None
+
+
+def _row(
+    setting: Setting,
+    name: str,
+    what: str,
+    work: Work,
+    loops: tuple[str, ...],
+    bytes_per_element: int,
+    peers: bool = True,
+) -> Row:
+    steps: dict[str, Step] = {OURS: by.function(work)}
+    if setting.roofline:
+        steps[ROOFLINE] = setting.roofline.loop(loops, work.p, work.g, work.v)
+    if peers:
+        steps |= by.torch_forms(work) | {"numpy": by.numpy_loop(work)}
+    work.verify(steps)
+    reset = work.reset_gradients if work.clip else int
+    nbytes = dict.fromkeys((OURS, ROOFLINE), bytes_per_element * work.p.size)
+    title = f"{what}, {work.tensors} x {work.numel:,}"
+    return Row(name, title, {who: timed(run, 1, reset) for who, run in steps.items()}, nbytes)
+
+
+def nesterov(setting: Setting, tensors: int) -> Row:
+    work = Work(tensors, setting.scale.large // tensors)
+    return _row(setting, f"nesterov-{tensors}", "Nesterov + decay", work, ("update",), 20)
+
+
+def clip(setting: Setting, tensors: int) -> Row:
+    work = Work(tensors, setting.scale.large // tensors).with_clip()
+    what = "Nesterov + decay + global clip"
+    return _row(setting, f"clip-{tensors}", what, work, ("read", "update"), 24)
+
+
+def sgd(setting: Setting) -> Row:
+    work = Work(1, setting.scale.large, momentum=False)
+    return _row(setting, "sgd", "SGD + decay", work, ("sgd",), 12)
+
+
+def bf16(setting: Setting) -> Row:
+    """No peer: torch keeps the velocity in bfloat16 here."""
+    import ml_dtypes
+
+    work = Work(1, setting.scale.large, dtype=ml_dtypes.bfloat16)
+    what = "Nesterov + decay, bfloat16 p and g, float32 v"
+    return _row(setting, "bf16", what, work, ("update_bf16",), 14, peers=False)
+
+
+def small(setting: Setting) -> Row:
+    work = Work(setting.scale.many, 1000).with_clip()
+    steps = {OURS: by.optimizer(work), "fusedstep function": by.function(work)}
+    if by.HAS_TORCH:
+        steps[ON_TORCH] = by.optimizer_on_torch(work)
+    steps |= by.torch_forms(work) | {"numpy": by.numpy_loop(work)}
+    work.verify(steps)
+    # Five calls: the first may have to wake sleeping threads, as no call in a training loop has to.
+    samplers = {who: timed(run, 5, work.reset_gradients) for who, run in steps.items()}
+    return Row("small", f"Nesterov + decay + global clip, {work.tensors} x 1000", samplers)
+
+
+def call(setting: Setting) -> Row:
+    work = Work(1, 1000)
+    steps = {OURS: by.single(work), **by.torch_forms(work), "numpy": by.numpy_loop(work)}
+    work.verify(steps)
+    samplers = {who: timed(run, setting.scale.calls) for who, run in steps.items()}
+    return Row("call", "Nesterov + decay, one call on 1 x 1000", samplers)
+
+
+def cached(setting: Setting) -> Row:
+    plain = Work(10, setting.scale.cached // 10)
+    clipped = plain.with_clip()
+    steps = {UNCLIPPED: by.function(plain), CLIPPED: by.function(clipped)}
+    plain.verify({UNCLIPPED: steps[UNCLIPPED]})
+    clipped.verify({CLIPPED: steps[CLIPPED]})
+    if by.HAS_TORCH:
+        steps["torch fused no clip"] = by.torch_sgd(plain, fused=True)
+        steps["torch fused clip"] = by.torch_sgd(clipped, fused=True)
+    samplers = {who: timed(run, 20) for who, run in steps.items()}
+    return Row("cached", f"Nesterov + decay, 10 x {plain.numel:,}", samplers)
+
+
+def alternate(setting: Setting) -> Row:
+    """A step and a torch operation by turns, and the same number of both one after the other."""
+    work = Work(10, setting.scale.cached // 10).with_clip()
+    rounds = 20
+    contenders: dict[str, Callable[[], float]] = {}
+    if by.HAS_TORCH:
+        import torch
+
+        square = torch.ones(setting.scale.matmul, setting.scale.matmul)
+        multiply = partial(torch.mm, square, square)
+        for who, step in {OURS: by.function(work), FUSED: by.torch_sgd(work, fused=True)}.items():
+            contenders[f"{who} by turns"] = timed(partial(_by_turns, step, multiply, rounds))
+            contenders[f"{who} apart"] = timed(partial(_apart, step, multiply, rounds))
+    size = setting.scale.matmul
+    return Row("alternate", f"{rounds} x (10 x {work.numel:,}, matmul {size})", contenders)
+
+
+def _by_turns(step: Step, other: Step, rounds: int) -> None:
+    for _ in range(rounds):
+        step()
+        other()
+
+
+def _apart(step: Step, other: Step, rounds: int) -> None:
+    for run in (step, other):
+        for _ in range(rounds):
+            run()
+
+
+def import_time(_: Setting) -> Row:
+    code = """
+import numpy, time
+begin = time.perf_counter()
+import fusedstep
+print(time.perf_counter() - begin)
+"""
+
+    def sample() -> float:
+        return float(subprocess.check_output([sys.executable, "-c", code], cwd="/", text=True))
+
+    return Row("import", "import fusedstep, beyond NumPy", {OURS: sample})
+
+
+def wheel(_: Setting) -> Row:
+    wheels = sorted((ROOT / "wheelhouse").glob("fusedstep-*.whl"), key=_made)
+    contenders = {OURS: lambda: float(wheels[-1].stat().st_size)} if wheels else {}
+    return Row("wheel", "size of the wheel", contenders, unit="bytes")
+
+
+def _made(path: Path) -> float:
+    return path.stat().st_mtime
+
+
+ROWS: dict[str, Callable[[Setting], Row]] = {
+    "nesterov-1": partial(nesterov, tensors=1),
+    "nesterov-200": partial(nesterov, tensors=200),
+    "clip-1": partial(clip, tensors=1),
+    "clip-200": partial(clip, tensors=200),
+    "sgd": sgd,
+    "bf16": bf16,
+    "small": small,
+    "call": call,
+    "cached": cached,
+    "alternate": alternate,
+    "import": import_time,
+    "wheel": wheel,
+}
+
+
+def build(setting: Setting, word: str) -> Iterator[Row]:
+    """The rows whose name contains `word`, one at a time: each frees its memory before the next."""
+    for name, make in ROWS.items():
+        if word in name:
+            yield make(setting)

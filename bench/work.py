@@ -1,0 +1,119 @@
+"""The memory that the contenders of a row share, and the check that they do the same work."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bench.bars import ROOFLINE
+from bench.machine import ROOT
+
+sys.path.insert(0, str(ROOT / "tests"))
+import reference
+
+Array = NDArray[Any]
+Step = Callable[[], object]
+
+LR, MOMENTUM, DECAY = 0.01, 0.9, 1e-4
+STEPS = 3  # before the check
+WINDOW = 2000  # elements at both ends of a tensor that the oracle computes
+
+
+@dataclass
+class Work:
+    """Tensors that are views of one flat array each for parameters, gradients and velocities.
+
+    Attributes:
+        clip: The limit on the global norm; None: no clipping.
+        momentum: False: plain SGD, the velocities are not used.
+    """
+
+    tensors: int
+    numel: int
+    clip: float | None = None
+    momentum: bool = True
+    dtype: type = np.float32
+    p: Array = field(init=False)
+    g: Array = field(init=False)
+    v: Array = field(init=False)
+
+    def __post_init__(self) -> None:
+        rng = np.random.default_rng(0)
+        size = self.tensors * self.numel
+        self._start: list[Array] = [
+            rng.standard_normal(size, dtype=np.float32).astype(self.dtype) for _ in range(2)
+        ]
+        self.p, self.g = (a.copy() for a in self._start)
+        self.v = np.zeros(size, np.float32)
+
+    def with_clip(self) -> Work:
+        """The same work on the same memory, with a clip that is always active."""
+        clipped = copy.copy(self)
+        clipped.clip = self.norm() / 2
+        return clipped
+
+    def norm(self) -> float:
+        """Of the gradients at the start, in float64."""
+        blocks = np.array_split(self._start[1], max(1, self.g.size >> 20))
+        return float(np.sqrt(sum(np.sum(b.astype(np.float64) ** 2) for b in blocks)))
+
+    def split(self, flat: Array) -> list[Array]:
+        return [flat[i * self.numel : (i + 1) * self.numel] for i in range(self.tensors)]
+
+    def reset_gradients(self) -> None:
+        """torch clips gradients in place; everyone starts from the same ones."""
+        np.copyto(self.g, self._start[1])
+
+    def reset(self) -> None:
+        np.copyto(self.p, self._start[0])
+        self.reset_gradients()
+        self.v.fill(0)
+
+    # --- verification ---------------------------------------------------------------------
+
+    def verify(self, contenders: dict[str, Step]) -> None:
+        """Ours give the oracle's bits, and the others the same up to rounding.
+
+        The contenders must be fresh, and are afterwards STEPS steps old.
+        """
+        ours = None
+        for name, run in contenders.items():
+            if name == ROOFLINE:
+                continue
+            self.reset()
+            for _ in range(STEPS):
+                self.reset_gradients()
+                run()
+            if name.startswith("fusedstep"):
+                self._compare_with_oracle(name)
+                ours = self.p.copy()
+            elif ours is not None:
+                self._compare_with_ours(name, ours)
+        self.reset()
+
+    def _compare_with_ours(self, name: str, ours: Array) -> None:
+        difference = float(np.max(np.abs(self.p - ours)))
+        if not difference < 1e-5:
+            raise AssertionError(f"{name}: differs from fusedstep by {difference:g}")
+
+    def _compare_with_oracle(self, name: str) -> None:
+        rule = "momentum" if self.momentum else "sgd"
+        given = {"momentum": MOMENTUM, "nesterov": True} if self.momentum else {}
+        hyper = reference.RULES[rule].hyper(lr=LR, weight_decay=DECAY, **given)
+        for tensor in {0, self.tensors // 2, self.tensors - 1}:
+            for part in (slice(0, WINDOW), slice(max(0, self.numel - WINDOW), self.numel)):
+                p, g = (self.split(a)[tensor][part].copy() for a in self._start)
+                v = np.zeros(p.shape, np.float32)
+                slots = [(v,) if self.momentum else ()]
+                group = reference.Group(rule, hyper, [p], [g], slots, grad_clip_norm=self.clip)
+                for _ in range(STEPS):
+                    reference.step([group], grad_norm=self.norm())
+                got = self.split(self.p)[tensor][part]
+                if got.tobytes() != p.tobytes():
+                    raise AssertionError(f"{name}: tensor {tensor}, {part}: not the oracle's bits")

@@ -1,0 +1,22 @@
+"""The functional steps, made from the classes: arrays in, updated in place.
+
+Their signatures, for readers and type checkers, are in `functional.pyi`, which
+`python -m fusedstep._stubs` writes.
+"""
+
+from __future__ import annotations
+
+from fusedstep.base import Optimizer
+from fusedstep.codegen import make_step
+from fusedstep.docs import function_docstring
+from fusedstep.optimizers import SGD, Momentum, MomentumNesterov
+
+
+def _step_of(optimizer: type[Optimizer]) -> object:
+    declaration = optimizer.declaration
+    return make_step(declaration, function_docstring(declaration, optimizer.__doc__ or ""), globals())
+
+
+fused_sgd_step = _step_of(SGD)
+fused_momentum_step = _step_of(Momentum)
+fused_nesterov_step = _step_of(MomentumNesterov)

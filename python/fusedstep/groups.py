@@ -1,0 +1,140 @@
+"""Param groups: what a user may pass as `params`, and how groups, arrays and rows belong together."""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+
+from fusedstep import _core
+from fusedstep.hyperparameters import weight_decay_range
+from fusedstep.ranges import shown
+
+Group: TypeAlias = dict[str, Any]
+"""The hyper-parameters of a group and its tree, under the key `params`."""
+
+Key: TypeAlias = int | str
+"""What `state_dict` calls an array: its index in a sequence, its dotted path in a dict."""
+
+
+def is_group_list(params: object) -> bool:
+    """A list is one of param groups only if every element has the key `params`."""
+    return (
+        isinstance(params, (list, tuple))
+        and len(params) > 0
+        and all(isinstance(element, Mapping) and "params" in element for element in params)
+    )
+
+
+def as_tree(params: Any) -> Any:
+    """Iterators as lists, since a tree is walked again; (name, array) pairs as a dict."""
+    if isinstance(params, (numbers.Number, np.number)):
+        raise TypeError(f"params: got {shown(params)}; params comes first, write lr={params}")
+    if isinstance(params, (str, bytes)):
+        raise TypeError(f"params: expected arrays, got {shown(params)}")
+    plain = isinstance(params, (list, tuple, Mapping)) or _core.is_array(params)
+    if not plain and isinstance(params, Iterable):
+        params = list(params)
+    pairs = isinstance(params, (list, tuple)) and len(params) > 0
+    if pairs and all(_is_named(element) for element in params):
+        return dict(params)
+    return params
+
+
+def _is_named(element: object) -> bool:
+    return isinstance(element, tuple) and len(element) == 2 and isinstance(element[0], str)
+
+
+def read_groups(params: Any, defaults: Mapping[str, Any]) -> list[Group]:
+    """The groups in `params`, each with all hyper-parameters; the user's dicts are not kept."""
+    if not is_group_list(params):
+        return [{**defaults, "params": as_tree(params)}]
+    groups = []
+    for index, given in enumerate(params):
+        check_keys(f"params[{index}]", given, defaults)
+        groups.append({**defaults, **given, "params": as_tree(given["params"])})
+    return groups
+
+
+def check_keys(name: str, group: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
+    """Refuses what no group may set: a misspelt key must not be ignored."""
+    unknown = [key for key in group if key not in defaults and key != "params"]
+    if unknown:
+        raise ValueError(
+            f"{name}: unknown {'keys' if len(unknown) > 1 else 'key'} "
+            f"{', '.join(map(shown, unknown))}; a group may set {', '.join(defaults)}"
+        )
+
+
+def make_plan(
+    groups: Sequence[Group], grouped: bool, old: _core.Plan | None = None
+) -> _core.Plan:
+    """A plan over the trees of `groups`, whose first arrays, with their state, are those of `old`."""
+    names = [f"params[{k}]['params']" if grouped else "params" for k in range(len(groups))]
+    plan = _core.Plan([group["params"] for group in groups], names)
+    if len(plan) == 0:
+        raise ValueError("params is empty (an exhausted generator?)")
+    for leaf in range(len(old) if old is not None else 0):
+        if old.leaf(leaf) is not plan.leaf(leaf):
+            raise ValueError("params: a registered array was replaced; assign to it in place")
+        plan.set_state(leaf, old.get_state(leaf))
+        plan.set_steps(leaf, old.get_steps(leaf))
+    return plan
+
+
+class Members(NamedTuple):
+    """What a group's arrays share, as of their registration.
+
+    `decay` is the function that `weight_decay` was, or None; `decays` its values, one for each row
+    of the group. A group has more rows than one only if the function tells its arrays apart.
+    """
+
+    decay: Callable[[str, Any], float] | None
+    decays: tuple[float, ...]
+
+
+def assign_rows(plan: _core.Plan, groups: Sequence[Group]) -> list[Members]:
+    """Evaluates the decay functions and tells the plan which row each array uses."""
+    leaves: list[list[int]] = [[] for _ in groups]
+    for leaf in range(len(plan)):
+        leaves[plan.tree(leaf)].append(leaf)
+    members: list[Members] = []
+    first_row = 0
+    for group, own in zip(groups, leaves, strict=True):
+        decay = group["weight_decay"]
+        rows: dict[float, int] = {}
+        for leaf in own:
+            value = _decay_of(decay, plan, leaf) if callable(decay) else 0.0
+            plan.set_row(leaf, first_row + rows.setdefault(value, len(rows)))
+        members.append(Members(decay if callable(decay) else None, tuple(rows) or (0.0,)))
+        first_row += len(members[-1].decays)
+    return members
+
+
+def _decay_of(decay: Callable[[str, Any], float], plan: _core.Plan, leaf: int) -> float:
+    path = dotted(plan.path(leaf))
+    return weight_decay_range.number(f"weight_decay({path!r})", decay(path, plan.leaf(leaf)))
+
+
+def dotted(path: Sequence[str | int]) -> str:
+    """A path as users write it: `layers.0.W`."""
+    return ".".join(map(str, path))
+
+
+def leaf_keys(plan: _core.Plan, groups: Sequence[Group]) -> list[Key]:
+    """What `state_dict` calls each array. Keys stay as they are when groups are added later."""
+    keys: list[Key] = []
+    taken: set[str] = set()
+    for leaf in range(len(plan)):
+        path, tree = plan.path(leaf), plan.tree(leaf)
+        named = isinstance(groups[tree]["params"], Mapping) or any(isinstance(k, str) for k in path)
+        key: Key = dotted(path) if named else leaf
+        if str(key) in taken and tree > 0:
+            key = f"{tree}.{dotted(path)}"  # two groups with the same names
+        if str(key) in taken:
+            raise ValueError(f"params: two arrays have the same path {str(key)!r}")
+        taken.add(str(key))
+        keys.append(key)
+    return keys

@@ -1,0 +1,145 @@
+"""What values an argument may have: checks whose messages name the argument and the value."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from typing import Any, NoReturn, Protocol
+
+import numpy as np
+
+
+class Check(Protocol):
+    """Turns what a caller passed into the plain value that is used, or raises."""
+
+    def __call__(self, name: str, value: Any) -> Any:
+        """Returns the plain value; TypeError or ValueError name the argument `name`."""
+
+    def accepts(self, variable: str) -> str:
+        """A Python expression, true only if `variable` needs no conversion and is in range."""
+
+
+def shown(value: object) -> str:
+    """A value as messages show it: numbers and short strings, but never what an array holds."""
+    if value is None or isinstance(value, (numbers.Number, np.generic, str)):
+        text = repr(value)
+        return text if len(text) <= 60 else f"{text[:57]}..."
+    kind = type(value)
+    name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+    return f"an object of type {name}"
+
+
+class Real:
+    """Numbers in an interval; with `optional`, None as well.
+
+    Args:
+        low: Lower end.
+        high: Upper end. NaN is in no interval.
+        ends: `[` or `(`, `]` or `)`: which ends belong to the interval.
+        optional: None is accepted.
+    """
+
+    def __init__(
+        self, low: float, high: float = math.inf, ends: str = "[)", *, optional: bool = False
+    ) -> None:
+        self.low = low
+        self.high = high
+        self.ends = ends
+        self.optional = optional
+
+    def __str__(self) -> str:
+        if self.low == -math.inf:
+            text = "a finite number"
+        elif self.high == math.inf:
+            text = f"a number {'>=' if self.ends[0] == '[' else '>'} {self.low:g}"
+        else:
+            text = f"a number in {self.ends[0]}{self.low:g}, {self.high:g}{self.ends[1]}"
+        return f"{text} or None" if self.optional else text
+
+    def __contains__(self, number: float) -> bool:
+        above = self.low <= number if self.ends[0] == "[" else self.low < number
+        return above and (number <= self.high if self.ends[1] == "]" else number < self.high)
+
+    def __call__(self, name: str, value: Any) -> float | None:
+        if value is None and self.optional:
+            return None
+        return self.number(name, value)
+
+    def number(self, name: str, value: Any) -> float:
+        """The value as a float in the interval."""
+        # A flag where a number belongs is a mistaken argument, although bool is an int in Python.
+        if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Real):
+            raise TypeError(f"{name}: expected {self}, got {shown(value)}")
+        number = float(value)
+        if number not in self:
+            raise ValueError(f"{name}: expected {self}, got {shown(value)}")
+        return number
+
+    def accepts(self, variable: str) -> str:
+        below = "<=" if self.ends[0] == "[" else "<"
+        above = "<=" if self.ends[1] == "]" else "<"
+        interval = f"{self.low!r} {below} {variable} {above} {self.high!r}"
+        test = f"type({variable}) is float and {interval}"
+        return f"{variable} is None or {test}" if self.optional else test
+
+
+class Flag:
+    """True or False, in Python's or NumPy's form, or the integers 0 and 1."""
+
+    def __str__(self) -> str:
+        return "True or False"
+
+    def __call__(self, name: str, value: Any) -> bool:
+        if isinstance(value, (bool, np.bool_)):
+            return bool(value)
+        if isinstance(value, numbers.Integral) and value in {0, 1}:
+            return bool(value)
+        self._refuse(name, value)
+
+    def _refuse(self, name: str, value: Any) -> NoReturn:
+        kind = ValueError if isinstance(value, numbers.Real) else TypeError
+        raise kind(f"{name}: expected {self}, got {shown(value)}")
+
+    def accepts(self, variable: str) -> str:
+        return f"{variable} is True or {variable} is False"
+
+
+class Choice:
+    """One of a few strings."""
+
+    def __init__(self, *options: str) -> None:
+        self.options = options
+
+    def __str__(self) -> str:
+        quoted = [f'"{option}"' for option in self.options]
+        return f"{', '.join(quoted[:-1])} or {quoted[-1]}"
+
+    def __call__(self, name: str, value: Any) -> str:
+        if not isinstance(value, str):
+            raise TypeError(f"{name}: expected {self}, got {shown(value)}")
+        if value not in self.options:
+            raise ValueError(f"{name}: expected {self}, got {shown(value)}")
+        return str(value)
+
+    def accepts(self, variable: str) -> str:
+        return f"type({variable}) is str and {variable} in {self.options!r}"
+
+
+class Count:
+    """Whole numbers from `low` on."""
+
+    def __init__(self, low: int = 0) -> None:
+        self.low = low
+
+    def __str__(self) -> str:
+        return f"an integer >= {self.low}"
+
+    def __call__(self, name: str, value: Any) -> int:
+        if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Integral):
+            raise TypeError(f"{name}: expected {self}, got {shown(value)}")
+        if value < self.low:
+            raise ValueError(f"{name}: expected {self}, got {shown(value)}")
+        return int(value)
+
+    def accepts(self, variable: str) -> str:
+        return f"type({variable}) is int and {variable} >= {self.low}"

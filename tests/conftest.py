@@ -1,0 +1,82 @@
+"""Fixtures and the report header: what ran, on which instruction set, against which frameworks."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Iterator
+
+import fusedstep as fs
+import hypothesis
+import pytest
+from fusedstep import _core
+
+FRAMEWORKS = ("torch", "jax")
+LEFT_OUT = "framework test left out"
+REQUIRED = os.environ.get("FUSEDSTEP_REQUIRE_FRAMEWORKS") == "1"
+
+hypothesis.settings.register_profile("default", deadline=None)
+hypothesis.settings.register_profile("ci", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "default")
+
+
+def installed(framework: str) -> bool:
+    """Whether `framework` can be imported, without importing it."""
+    return importlib.util.find_spec(framework) is not None
+
+
+def pytest_report_header() -> list[str]:
+    info = fs.build_info()
+    present = [name for name in FRAMEWORKS if installed(name)]
+    return [
+        f"fusedstep {fs.__version__}, compiler {info['compiler']}, "
+        f"isas {' '.join(_core.available_isas())} (active: {_core.active_isa()})",
+        f"threads {fs.get_num_threads()} ({_core.thread_runtime()}), "
+        f"frameworks {' '.join(present) or 'none'}{' (required)' if REQUIRED else ''}",
+    ]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skips the tests whose framework is missing; with FUSEDSTEP_REQUIRE_FRAMEWORKS=1 they fail.
+
+    The instruction set varies fastest, so that an oracle's result serves all of them.
+    """
+    case_of: dict[str, int] = {}
+    items.sort(key=lambda item: case_of.setdefault(_case(item), len(case_of)))
+    for item in items:
+        mark = item.get_closest_marker("framework")
+        if mark and not installed(mark.args[0]) and not REQUIRED:
+            item.add_marker(pytest.mark.skip(reason=f"{LEFT_OUT}: {mark.args[0]} is not installed"))
+
+
+def _case(item: pytest.Item) -> str:
+    """What an item tests, whatever the instruction set."""
+    callspec = getattr(item, "callspec", None)
+    params = {k: v for k, v in callspec.params.items() if k != "isa"} if callspec else {}
+    return f"{item.nodeid.split('[')[0]} {params}"
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Names every framework test that was left out, so that nobody takes a pass for more."""
+    skipped = terminalreporter.stats.get("skipped", [])
+    names = {r.nodeid.split("[")[0] for r in skipped if LEFT_OUT in str(r.longrepr)}
+    if names:
+        terminalreporter.section(f"{LEFT_OUT}: {len(names)} (make test-all runs them)")
+        for name in sorted(names):
+            terminalreporter.write_line(name)
+
+
+@pytest.fixture(params=_core.available_isas())
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Runs the test once per instruction set of this machine, and asserts that it is the one."""
+    _core.force_isa(request.param)
+    assert _core.active_isa() == request.param
+    yield request.param
+    _core.force_isa(None)
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    """Puts the number of threads back after the test."""
+    yield
+    fs.set_num_threads(0)
