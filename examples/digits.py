@@ -22,6 +22,7 @@ from rich.progress import Progress
 from rich.table import Table
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
+from threadpoolctl import threadpool_limits
 
 Array = NDArray[np.float32]
 Params = dict[str, Array]
@@ -154,8 +155,8 @@ class Run:
 
     accuracy: float = 0.0
     seconds: float = 0.0
-    update_seconds: float = 0.0
     losses: list[float] = field(default_factory=list)
+    update_seconds: list[float] = field(default_factory=list)
 
     @property
     def steps_per_second(self) -> float:
@@ -163,7 +164,7 @@ class Run:
 
     @property
     def update_us(self) -> float:
-        return 1e6 * self.update_seconds / len(self.losses)
+        return 1e6 * float(np.median(self.update_seconds))
 
 
 def train(
@@ -182,7 +183,7 @@ def train(
             loss, grads = loss_and_grads(params, x, y)
             before = time.perf_counter()
             update(grads)
-            run.update_seconds += time.perf_counter() - before
+            run.update_seconds.append(time.perf_counter() - before)
             run.losses.append(loss)
         end_epoch()
         tick()
@@ -221,7 +222,8 @@ def main() -> None:
     console = Console()
     data = Digits.load()
     runs = {}
-    with Progress(console=console) as progress:
+    # The matrices are too small for BLAS threads, which would only make the times jump.
+    with Progress(console=console) as progress, threadpool_limits(1, user_api="blas"):
         for name in ("SGD", "Momentum", "MomentumNesterov"):
             task = progress.add_task(f"{name:16}", total=2 * EPOCHS)
             tick = partial(progress.advance, task)

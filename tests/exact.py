@@ -163,7 +163,9 @@ def bits_of(x: Array) -> Array:
     patterns = x.view(f"u{x.itemsize}") if x.ndim else x.reshape(1).view(f"u{x.itemsize}")
     if x.dtype.kind in "iub":
         return patterns
-    return np.where(np.isnan(x), np.iinfo(patterns.dtype).max, patterns)
+    with np.errstate(invalid="ignore"):  # signalling NaN
+        nan = np.isnan(x)
+    return np.where(nan, np.iinfo(patterns.dtype).max, patterns)
 
 
 def mismatch(got: Array, expected: Array) -> str:

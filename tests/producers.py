@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+import sys
+import types
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import pytest
 from exact import Array
 
 CPU, CUDA = 1, 2
@@ -160,6 +163,13 @@ class Broken(Versioned):
 def of_module(module: str) -> Callable[[Array], Any]:
     """A legacy producer whose type claims to be from another library."""
     return type("Array", (Legacy,), {"__module__": module})
+
+
+def pretend_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Puts stand-ins for the libraries of immutable arrays into `sys.modules`."""
+    for name in ("jax", "jaxlib", "tensorflow", "mlx"):
+        if name not in sys.modules:
+            monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
 
 
 class Watched(np.ndarray):

@@ -228,7 +228,8 @@ def test_buffer_protocol_of_bytes_as_gradient() -> None:
 @pytest.mark.parametrize(
     "module", ["jax._src.array", "jaxlib.xla", "tensorflow.python", "mlx.core"]
 )
-def test_immutable_producers_are_gradients(module: str) -> None:
+def test_immutable_producers_are_gradients(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    producers.pretend_imported(monkeypatch)
     grad = producers.of_module(module)(values(seed=1))
     check_step(values(), grad, values(seed=2), read=read_wrapped)
 

@@ -309,7 +309,7 @@ def test_skip_does_not_advance_the_count() -> None:
     for value in (1.0, math.nan, math.nan, 1.0):
         opt.step([np.array([value])])
     assert param[0] == -2.0
-    assert seen == [0, 1, 1, 1]
+    assert seen[-4:] == [0, 1, 1, 1]
 
 
 @pytest.mark.usefixtures("isa")

@@ -39,7 +39,9 @@ def test_load_gradient(dtype: np.dtype) -> None:
     grad = all_patterns(dtype)
     param = np.zeros(65536, np.float32)
     fs.fused_sgd_step(param, grad, lr=1.0, maximize=True)
-    assert not mismatch(param, load(grad, FLOAT32) + FLOAT32.type(0))
+    with np.errstate(invalid="ignore"):  # signalling NaN
+        expected = load(grad, FLOAT32) + FLOAT32.type(0)
+    assert not mismatch(param, expected)
 
 
 @pytest.mark.usefixtures("isa")

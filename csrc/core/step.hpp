@@ -44,13 +44,13 @@ struct Tensor {
 
 /// Hyper-parameters shared by a run of tensors (a group, at one step count).
 struct Row {
-  int rule;             ///< index into Rules
+  int rule;                 ///< index into Rules
   bool coefficients_given;  ///< `hyper` holds the rule's coefficients; `prepare` is not called
   Progress progress;
-  double rescale_grad;  ///< multiplies every gradient first
-  double sign;          ///< +1, or -1 to maximize
-  double clip_norm;     ///< +inf: no clipping
-  double clip_value;    ///< +inf: no clipping
+  double rescale_grad;       ///< multiplies every gradient first
+  double sign;               ///< +1, or -1 to maximize
+  double clip_norm;          ///< +inf: no clipping
+  double clip_value;         ///< +inf: no clipping
   double hyper[max_hypers];  ///< in the order of Rule::hypers
 };
 
@@ -66,17 +66,17 @@ struct StepCall {
   int num_scopes;
   const double* scope_scale;
   bool joint;
-  bool measure_norm;     ///< read all gradients first and fill `norms`
-  bool skip_nonfinite;   ///< write nothing if a norm is not finite (or the given one is not)
+  bool measure_norm;    ///< read all gradients first and fill `norms`
+  bool skip_nonfinite;  ///< write nothing if a norm is not finite (or the given one is not)
   /// Null, or norms to clip by, already scaled and reduced by the caller: one per scope, a single
   /// one if `joint`.
   const double* given_norms;
-  int num_threads;       ///< upper bound; small calls stay on the calling thread
+  int num_threads;  ///< upper bound; small calls stay on the calling thread
 };
 
 /// What a step reports. The caller owns the arrays.
 struct StepOutcome {
-  double* norms;       ///< [num_scopes] scaled norms (all equal if joint); untouched if not measured
+  double* norms;  ///< [num_scopes] scaled norms (all equal if joint); untouched if not measured
   double* clip_coefs;  ///< [num_rows] min(1, clip_norm / norm), without rescale_grad and sign
   bool skipped;
   std::int64_t first_nonfinite;  ///< tensor index, -1 if none or not measured

@@ -35,12 +35,12 @@ bool runs_avx512() {
 }
 #endif
 
-const Isa all_isas[] = {  // best first
+const Isa all_isas[] = {// best first
 #if defined(FUSEDSTEP_X86)
-    {"avx512", runs_avx512, &kernels_avx512},
-    {"avx2", runs_avx2, &kernels_avx2},
+                        {"avx512", runs_avx512, &kernels_avx512},
+                        {"avx2", runs_avx2, &kernels_avx2},
 #endif
-    {"scalar", [] { return true; }, &kernels_scalar}};
+                        {"scalar", [] { return true; }, &kernels_scalar}};
 
 const Isa& find(const std::string& name, const std::string& asked_by) {
   std::string built, here;
@@ -50,8 +50,8 @@ const Isa& find(const std::string& name, const std::string& asked_by) {
     if (isa.runs_here()) here += std::string(here.empty() ? "" : ", ") + isa.name;
   }
   throw std::runtime_error(asked_by + ": instruction set '" + name +
-                           "' is not available; this build has " + built +
-                           ", this machine runs " + here);
+                           "' is not available; this build has " + built + ", this machine runs " +
+                           here);
 }
 
 const Isa& default_isa() {

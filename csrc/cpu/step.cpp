@@ -49,7 +49,8 @@ void prepare_coefficients(RuleList<All...> /*rules*/, const Row& row, double* co
   }
 }
 
-// --- how many threads ------------------------------------------------------------------------------
+// --- how many threads
+// ------------------------------------------------------------------------------
 
 // Where two threads beat one (measured: 2 CPUs of Zen 4, 2026). Workers that sleep between regions,
 // rather than spin for a while, take 50 us to wake.
@@ -71,7 +72,8 @@ int useful_threads(std::int64_t elements, std::int64_t most, bool only_sum) {
   return static_cast<int>(std::max<std::int64_t>(most, 1));
 }
 
-// --- one step --------------------------------------------------------------------------------------
+// --- one step
+// --------------------------------------------------------------------------------------
 
 /// A stage runs over all chunks. The thread that finishes a stage's last chunk decides what comes
 /// next, the others wait for that decision. The two stages in the middle are the second look.
@@ -81,9 +83,9 @@ constexpr int num_stages = static_cast<int>(Stage::finished);
 /// One norm: a tree over the chunks of neighbouring tensors.
 struct Tree {
   std::uint32_t first = 0, last = 0;  ///< chunks
-  bool wide = false;          ///< has float64 gradients, so that squares may leave the range
-  bool settled = false;       ///< `norm` is known
-  double scale = 1.0;         ///< of the gradients, a power of two; not 1 in a second look
+  bool wide = false;     ///< has float64 gradients, so that squares may leave the range
+  bool settled = false;  ///< `norm` is known
+  double scale = 1.0;    ///< of the gradients, a power of two; not 1 in a second look
   double sum = 0.0, norm = 0.0;
 };
 
@@ -189,7 +191,8 @@ void Job::list_work() {
   }
 }
 
-// --- running stages --------------------------------------------------------------------------------
+// --- running stages
+// --------------------------------------------------------------------------------
 
 void Job::run_serially(Stage stage) {
   for (; stage != Stage::finished; stage = stage_after(stage))
@@ -263,7 +266,8 @@ void Job::update(const Tensor& tensor, const Chunk& chunk, int worker) {
   kernels_.update[call_.rows[tensor.row].rule](u);
 }
 
-// --- between stages: one thread, all chunks of the stage are done ------------------------------------
+// --- between stages: one thread, all chunks of the stage are done
+// ------------------------------------
 
 Stage Job::stage_after(Stage stage) {
   if (stage == Stage::update) return Stage::finished;
@@ -280,14 +284,12 @@ void Job::read_sums(Tree& tree) {
   const bool second_look = tree.scale != 1.0;
   tree.sum = norm_tree::sum_chunks(work_.sums.data() + tree.first, tree.last - tree.first);
   tree.norm = std::sqrt(tree.sum) / tree.scale;
-  tree.settled =
-      only_sum_ || second_look || !tree.wide || !norm_tree::needs_second_look(tree.sum);
+  tree.settled = only_sum_ || second_look || !tree.wide || !norm_tree::needs_second_look(tree.sum);
 }
 
 void Job::read_max(Tree& tree) {
   double largest = 0;
-  for (std::uint32_t i = tree.first; i < tree.last; ++i)
-    largest = std::max(largest, work_.sums[i]);
+  for (std::uint32_t i = tree.first; i < tree.last; ++i) largest = std::max(largest, work_.sums[i]);
   tree.norm = largest;
   tree.settled = largest == 0 || std::isinf(largest);
   if (!tree.settled) tree.scale = std::ldexp(1.0, -norm_tree::second_look_exponent(largest));
@@ -313,7 +315,8 @@ void Job::report_norms() {
   const auto scaled = [&](int k) {
     const double norm = work_.trees[single_tree_ ? 0 : static_cast<std::size_t>(k)].norm;
     // The sign and payload of NaN depend on the instruction set.
-    return std::isnan(norm) ? std::numeric_limits<double>::quiet_NaN() : call_.scope_scale[k] * norm;
+    return std::isnan(norm) ? std::numeric_limits<double>::quiet_NaN()
+                            : call_.scope_scale[k] * norm;
   };
   double largest = 0, sum = 0;
   for (int k = 0; k < call_.num_scopes; ++k) {

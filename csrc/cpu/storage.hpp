@@ -7,7 +7,8 @@
 #include "cpu/pack.hpp"
 
 /// How buffers are read into and written from arithmetic values (numbers or registers). Included by
-/// the kernel objects only, like cpu/pack.hpp. No address needs to be aligned, not even to its type.
+/// the kernel objects only, like cpu/pack.hpp. No address needs to be aligned, not even to its
+/// type.
 namespace fusedstep::cpu {
 namespace {
 
@@ -102,7 +103,8 @@ FUSEDSTEP_HD void store(Simd<float, 8> x, bf16* at) {
 
 #endif
 
-// --- whole runs: storage that is not read element by element, or rarely ---------------------------
+// --- whole runs: storage that is not read element by element, or rarely
+// ---------------------------
 
 /// `count` stored elements -> float32.
 template <class T>

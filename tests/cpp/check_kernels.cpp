@@ -7,11 +7,11 @@
 #include <cstdio>
 #include <cstdlib>
 #include <functional>
-#include <random>
 #include <stdexcept>
 #include <string>
 #include <thread>
 
+#include "buffers.hpp"
 #include "core/float16.hpp"
 #include "cpu/isa.hpp"
 #include "cpu/staging.hpp"
@@ -22,6 +22,7 @@
 namespace {
 
 using namespace fusedstep;
+using namespace buffers;
 
 long passed = 0, failed = 0;
 
@@ -31,161 +32,8 @@ bool check(bool right, const std::string& what) {
   return right;
 }
 
-// NaN equals NaN: payload and sign are not specified.
-bool same(double a, double b) {
-  return std::memcmp(&a, &b, sizeof a) == 0 || (std::isnan(a) && std::isnan(b));
-}
-
-std::mt19937_64 generator(1);
-
-// --- buffers ---------------------------------------------------------------------------------------
-
-/// Elements with sentinels on both sides, `offset` elements off a cache line.
-class Buffer {
- public:
-  Buffer() = default;
-  Buffer(DType dtype, std::int64_t numel, int offset)
-      : dtype_(dtype), numel_(numel), front_(margin + static_cast<std::size_t>(offset) * size_of(dtype)) {
-    bytes_.assign(front_ + nbytes() + margin, sentinel);
-  }
-
-  void* data() const { return const_cast<unsigned char*>(bytes_.data()) + front_; }
-  std::size_t nbytes() const { return static_cast<std::size_t>(numel_) * size_of(dtype_); }
-  DType dtype() const { return dtype_; }
-  std::int64_t numel() const { return numel_; }
-
-  void fill(double magnitude) {
-    std::normal_distribution<double> normal(0.0, magnitude);
-    for (std::int64_t i = 0; i < numel_; ++i) {
-      if (dtype_ == DType::int8_blocks) {
-        oracle::set(data(), i, static_cast<std::int8_t>(static_cast<int>(generator() % 255) - 127));
-      } else {
-        oracle::put(dtype_, data(), i, normal(generator));
-      }
-    }
-  }
-
-  bool guarded() const {
-    const auto intact = [](unsigned char byte) { return byte == sentinel; };
-    const auto end = bytes_.begin() + static_cast<std::ptrdiff_t>(front_ + nbytes());
-    return std::all_of(bytes_.begin(), bytes_.begin() + static_cast<std::ptrdiff_t>(front_), intact) &&
-           std::all_of(end, bytes_.end(), intact);
-  }
-
-  bool equals(const Buffer& other) const {
-    if (std::memcmp(data(), other.data(), nbytes()) == 0) return true;
-    if (dtype_ == DType::int8_blocks) return false;
-    for (std::int64_t i = 0; i < numel_; ++i)
-      if (!same(oracle::get(dtype_, data(), i), oracle::get(dtype_, other.data(), i))) return false;
-    return true;
-  }
-
- private:
-  static constexpr unsigned char sentinel = 0xa5;
-  static constexpr std::size_t margin = 128;
-  DType dtype_ = DType::float32;
-  std::int64_t numel_ = 0;
-  std::size_t front_ = margin;
-  std::vector<unsigned char> bytes_{std::vector<unsigned char>(2 * margin, sentinel)};
-};
-
-/// The storage of a tensor's buffers. `copy` float32: no copy.
-struct Storage {
-  DType param, grad, state, copy = DType::float32;
-};
-
-constexpr DType f64 = DType::float64, f32 = DType::float32, f16_ = DType::float16,
-                bf16_ = DType::bfloat16, int8 = DType::int8_blocks;
-const Storage storages[] = {
-    {f64, f64, f64},           {f32, f32, f32},          {f32, f32, f16_},
-    {f32, f32, bf16_},         {f32, f16_, f32},         {f32, f16_, f16_},
-    {f32, f16_, bf16_},        {f32, bf16_, f32},        {f32, bf16_, f16_},
-    {f32, bf16_, bf16_},       {f16_, f16_, f32},        {f16_, f16_, f16_},
-    {f16_, f32, f32},          {f16_, f32, f16_},        {bf16_, bf16_, f32},
-    {bf16_, bf16_, bf16_},     {bf16_, f32, f32},        {bf16_, f32, bf16_},
-    {f32, f32, int8},          {f32, bf16_, int8},       {f16_, f16_, int8},
-    {bf16_, f32, int8},        {f32, f32, f32, bf16_},   {f32, f32, f32, f16_},
-    {f32, bf16_, bf16_, bf16_}, {f32, f16_, int8, f16_},
-};
-
-std::string name(const Storage& s) {
-  std::string text = name_of(s.param);
-  for (DType dtype : {s.grad, s.state, s.copy}) text += std::string("-") + name_of(dtype);
-  return text;
-}
-
-struct TensorBuffers {
-  Buffer param, grad, copy, state[max_slots], scales[max_slots];
-
-  TensorBuffers(const Storage& s, std::int64_t numel, int num_slots, int offset)
-      : param(s.param, numel, offset), grad(s.grad, numel, offset / 3) {
-    param.fill(1.0);
-    grad.fill(1.0);
-    if (s.copy != f32) copy = Buffer(s.copy, numel, offset);
-    for (int k = 0; k < num_slots; ++k) {
-      state[k] = Buffer(s.state, numel, offset / 2);
-      state[k].fill(0.1);
-      if (s.state == int8) scales[k] = Buffer(f32, (numel + block_size - 1) / block_size, offset);
-      scales[k].fill(0.01);
-    }
-  }
-
-  Tensor tensor() const {
-    Tensor t{};
-    t.param = param.data();
-    t.grad = grad.data();
-    t.copy = copy.numel() ? copy.data() : nullptr;
-    for (int k = 0; k < max_slots; ++k)
-      t.slots[k] = {state[k].data(), scales[k].numel() ? scales[k].data() : nullptr, state[k].dtype()};
-    t.numel = param.numel();
-    t.param_dtype = param.dtype();
-    t.grad_dtype = grad.dtype();
-    t.copy_dtype = copy.dtype();
-    return t;
-  }
-
-  /// Empty, or which buffer is not as in `other`.
-  std::string difference(const TensorBuffers& other) const {
-    std::string text;
-    const auto compare = [&](const char* what, const Buffer& a, const Buffer& b) {
-      if (!a.guarded()) text += std::string(" sentinels of ") + what;
-      if (!a.equals(b)) text += std::string(" ") + what;
-    };
-    compare("param", param, other.param);
-    compare("grad", grad, other.grad);
-    compare("copy", copy, other.copy);
-    for (int k = 0; k < max_slots; ++k) {
-      compare("state", state[k], other.state[k]);
-      compare("scales", scales[k], other.scales[k]);
-    }
-    return text;
-  }
-};
-
-using Buffers = std::vector<TensorBuffers>;
-
-Buffers make(const Storage& storage, const std::vector<std::int64_t>& sizes, int num_slots) {
-  Buffers all;
-  for (std::size_t i = 0; i < sizes.size(); ++i)
-    all.emplace_back(storage, sizes[i], num_slots, static_cast<int>(i % 17));
-  return all;
-}
-
-std::vector<Tensor> tensors_of(const Buffers& all) {
-  std::vector<Tensor> tensors;
-  for (const TensorBuffers& one : all) tensors.push_back(one.tensor());
-  return tensors;
-}
-
-std::string difference(const Buffers& got, const Buffers& expected) {
-  for (std::size_t i = 0; i < got.size(); ++i) {
-    const std::string text = got[i].difference(expected[i]);
-    if (!text.empty()) return " size " + std::to_string(got[i].param.numel()) + ":" + text;
-  }
-  return "";
-}
-
-// --- calls -----------------------------------------------------------------------------------------
+// --- calls
+// -----------------------------------------------------------------------------------------
 
 /// A call in the making, with one row and one scope unless told otherwise.
 struct Call {
@@ -225,12 +73,14 @@ void for_each_isa(const std::function<void(const std::string&)>& body) {
   cpu::force_isa("");
 }
 
-// --- conversions -------------------------------------------------------------------------------------
+// --- conversions
+// -------------------------------------------------------------------------------------
 
 std::vector<float> rounding_cases() {
   std::vector<float> cases;
   for (std::uint32_t upper = 0; upper < 65536; ++upper)
-    for (std::uint32_t lower : {0x0u, 0x1u, 0x7fffu, 0x8000u, 0x8001u, 0xffffu, 0xfffu, 0x1000u, 0x1001u, 0x3000u})
+    for (std::uint32_t lower :
+         {0x0u, 0x1u, 0x7fffu, 0x8000u, 0x8001u, 0xffffu, 0xfffu, 0x1000u, 0x1001u, 0x3000u})
       cases.push_back(float_of(upper << 16 | lower));
   for (int half_steps = 0; half_steps <= 4097; ++half_steps) {  // float16 subnormals and ties
     const float x = std::ldexp(static_cast<float>(half_steps), -25);
@@ -285,15 +135,23 @@ void check_kernel_conversions(const std::string& isa) {
   }
 }
 
-// --- rules x storage -----------------------------------------------------------------------------------
+// --- rules x storage
+// -----------------------------------------------------------------------------------
 
 std::vector<std::vector<double>> coefficient_sets(Sgd) {
-  return {{0.037, -0.11, 0.043}, {0.0, -0.11, 0.0}, {0.037, -0.11, 0.0}, {0.0, 0.0, 0.3}, {0.0, 0.0, 0.0}};
+  return {{0.037, -0.11, 0.043},
+          {0.0, -0.11, 0.0},
+          {0.037, -0.11, 0.0},
+          {0.0, 0.0, 0.3},
+          {0.0, 0.0, 0.0}};
 }
 std::vector<std::vector<double>> coefficient_sets(Momentum) {
-  return {{0.037, 0.83, 0.61, 0.57, 0.29, -0.11, 0.043}, {0.01, 0.9, 1.0, 0.9, 1.0, -0.1, 0.0},
-          {0.0, 0.9, 1.0, 1.0, 0.0, -0.1, 0.0},          {0.0, 0.9, -0.1, 0.9, -0.1, 1.0, 0.02},
-          {0.0, 0.0, 0.5, 0.0, 0.7, -0.1, 0.0},          {0.0, 0.9, 0.0, 0.7, 0.0, -0.1, 0.0},
+  return {{0.037, 0.83, 0.61, 0.57, 0.29, -0.11, 0.043},
+          {0.01, 0.9, 1.0, 0.9, 1.0, -0.1, 0.0},
+          {0.0, 0.9, 1.0, 1.0, 0.0, -0.1, 0.0},
+          {0.0, 0.9, -0.1, 0.9, -0.1, 1.0, 0.02},
+          {0.0, 0.0, 0.5, 0.0, 0.7, -0.1, 0.0},
+          {0.0, 0.9, 0.0, 0.7, 0.0, -0.1, 0.0},
           {0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0}};
 }
 
@@ -310,8 +168,10 @@ template <class Rule>
 void oracle_step(Buffers& all, const std::vector<double>& k, const Row& row) {
   for (const TensorBuffers& one : all) {
     const double scale = row.sign * row.rescale_grad;
-    if (one.param.dtype() == f64) oracle::update<Rule, double>(one.tensor(), k.data(), scale, row.clip_value);
-    else oracle::update<Rule, float>(one.tensor(), k.data(), scale, row.clip_value);
+    if (one.param.dtype() == f64)
+      oracle::update<Rule, double>(one.tensor(), k.data(), scale, row.clip_value);
+    else
+      oracle::update<Rule, float>(one.tensor(), k.data(), scale, row.clip_value);
   }
 }
 
@@ -357,13 +217,37 @@ void check_rule(int index) {
   }
 }
 
+/// Blocks of a block-wise stored state whose scale is subnormal, zero, NaN and ordinary.
+void check_block_scales() {
+  Buffers before = make({f32, f32, int8}, {4 * block_size + 3}, 1);
+  for (std::int64_t i = 0; i < block_size; ++i) {
+    oracle::put(f32, before[0].grad.data(), i, std::ldexp(static_cast<double>(i % 191), -149));
+    oracle::put(f32, before[0].grad.data(), block_size + i, 0.0);
+  }
+  oracle::put(f32, before[0].grad.data(), 2 * block_size + 7, -HUGE_VAL);
+  const std::vector<double> k = {0.0, 0.0, 1.0, 1.0, 0.0, -0.1, 0.0};
+  Buffers expected = before;
+  Row row = Call({}).rows[0];
+  row.rule = 1;
+  std::copy(k.begin(), k.end(), row.hyper);
+  oracle_step<Momentum>(expected, k, row);
+  for_each_isa([&](const std::string& isa) {
+    Buffers got = before;
+    Call call(tensors_of(got));
+    call.rows[0] = row;
+    call.run();
+    check(difference(got, expected).empty(), "block scales " + isa + difference(got, expected));
+  });
+}
+
 template <class... All>
 void check_rules(RuleList<All...>) {
   int index = 0;
   (check_rule<All>(index++), ...);
 }
 
-// --- norms ---------------------------------------------------------------------------------------------
+// --- norms
+// ---------------------------------------------------------------------------------------------
 
 Buffers gradients(DType dtype, const std::vector<std::int64_t>& sizes, double magnitude = 1.0) {
   Buffers all = make({dtype == f64 ? f64 : f32, dtype, f32}, sizes, 0);
@@ -379,8 +263,10 @@ void check_norm_tree(const std::string& isa) {
     const std::vector<Tensor> tensors = tensors_of(all);
     const double expected = oracle::sum_squares(tensors);
     for (int threads : {1, 2, 5})
-      check(same(cpu::sum_squares(tensors.data(), static_cast<std::int64_t>(tensors.size()), threads), expected),
-            "sum_squares " + isa + " " + name_of(dtype));
+      check(
+          same(cpu::sum_squares(tensors.data(), static_cast<std::int64_t>(tensors.size()), threads),
+               expected),
+          "sum_squares " + isa + " " + name_of(dtype));
     for (const Tensor& tensor : tensors)
       if (tensor.numel > 3 || tensor.grad == tensors.back().grad)
         check(same(cpu::sum_squares(&tensor, 1, 1), oracle::sum_squares({tensor})),
@@ -407,7 +293,8 @@ void check_second_look(const std::string& isa) {
       call.call.measure_norm = call.call.skip_nonfinite = true;
       call.call.num_threads = threads;
       call.run();
-      check(same(call.norms[0], expected) && !call.outcome.skipped && call.outcome.first_nonfinite == -1,
+      check(same(call.norms[0], expected) && !call.outcome.skipped &&
+                call.outcome.first_nonfinite == -1,
             "second look " + isa + " " + std::to_string(magnitude));
     }
   }
@@ -428,13 +315,15 @@ void check_norms_and_clips() {
     call.call.joint = joint;
     call.call.measure_norm = true;
     call.run();
-    check(call.clips[0] == 5.0 / call.norms[0] && call.clips[1] == 5.0 / call.norms[1], "clip coefficients");
+    check(call.clips[0] == 5.0 / call.norms[0] && call.clips[1] == 5.0 / call.norms[1],
+          "clip coefficients");
     return call.norms;
   };
   check(run(true, 1.0) == std::vector<double>{both, both}, "joint norm of equal scales");
   check(run(false, 2.0) == std::vector<double>{first, 2.0 * second}, "separate norms");
   const double weighted = std::sqrt(first * first + (2.0 * second) * (2.0 * second));
-  check(run(true, 2.0) == std::vector<double>{weighted, weighted}, "joint norm of different scales");
+  check(run(true, 2.0) == std::vector<double>{weighted, weighted},
+        "joint norm of different scales");
 
   Call given(tensors);
   const double norm = 50.0;
@@ -446,7 +335,8 @@ void check_norms_and_clips() {
   check(given.clips == std::vector<double>{0.2, 1.0} && given.norms[0] == -1.0, "given norm");
 }
 
-// --- skipped steps ---------------------------------------------------------------------------------------
+// --- skipped steps
+// ---------------------------------------------------------------------------------------
 
 void check_skip(const std::string& isa) {
   for (double bad : {HUGE_VAL, double{NAN}})
@@ -467,7 +357,8 @@ void check_skip(const std::string& isa) {
     }
 }
 
-// --- staged gradients --------------------------------------------------------------------------------------
+// --- staged gradients
+// --------------------------------------------------------------------------------------
 
 struct Layout {
   std::vector<std::int64_t> shape, strides;  // strides in elements
@@ -476,10 +367,12 @@ struct Layout {
 template <class Source, class To>
 void check_gather(GradLayout::Source source, DType to, const Layout& layout) {
   std::vector<Source> memory(20000);
-  for (Source& x : memory) x = static_cast<Source>(static_cast<double>(generator()) * 0x1p-60 - 8.0);
+  for (Source& x : memory)
+    x = static_cast<Source>(static_cast<double>(generator()) * 0x1p-60 - 8.0);
   const int ndim = static_cast<int>(layout.shape.size());
   std::vector<std::int64_t> strides;
-  for (std::int64_t stride : layout.strides) strides.push_back(stride * static_cast<std::int64_t>(sizeof(Source)));
+  for (std::int64_t stride : layout.strides)
+    strides.push_back(stride * static_cast<std::int64_t>(sizeof(Source)));
   const GradLayout grad{source, ndim, layout.shape.data(), strides.data()};
   Tensor tensor{};
   tensor.grad = &memory[10000];
@@ -492,10 +385,12 @@ void check_gather(GradLayout::Source source, DType to, const Layout& layout) {
   for (std::int64_t i = 0; i < tensor.numel; ++i) {
     std::int64_t at = 10000, rest = i;
     for (int d = ndim - 1; d >= 0; rest /= layout.shape[static_cast<std::size_t>(d)], --d)
-      at += rest % layout.shape[static_cast<std::size_t>(d)] * layout.strides[static_cast<std::size_t>(d)];
+      at += rest % layout.shape[static_cast<std::size_t>(d)] *
+            layout.strides[static_cast<std::size_t>(d)];
     expected.push_back(static_cast<To>(memory[static_cast<std::size_t>(at)]));
   }
-  for (std::int64_t begin = 0, count = 1; begin < tensor.numel; begin += count, count = count * 3 + 1) {
+  for (std::int64_t begin = 0, count = 1; begin < tensor.numel;
+       begin += count, count = count * 3 + 1) {
     count = std::min(count, tensor.numel - begin);
     got.resize(static_cast<std::size_t>(begin + count));
     cpu::gather(tensor, begin, count, &got[static_cast<std::size_t>(begin)]);
@@ -504,10 +399,15 @@ void check_gather(GradLayout::Source source, DType to, const Layout& layout) {
 }
 
 void check_staging() {
-  const Layout layouts[] = {
-      {{}, {}},           {{1000}, {1}},          {{1000}, {-3}},          {{50, 40}, {1, 50}},
-      {{50, 40}, {0, 1}}, {{30, 7}, {-200, 9}},   {{5, 6, 7}, {1, 35, 5}}, {{3, 4, 5, 6}, {0, 30, -6, 1}},
-      {{9, 1000}, {0, 0}}};
+  const Layout layouts[] = {{{}, {}},
+                            {{1000}, {1}},
+                            {{1000}, {-3}},
+                            {{50, 40}, {1, 50}},
+                            {{50, 40}, {0, 1}},
+                            {{30, 7}, {-200, 9}},
+                            {{5, 6, 7}, {1, 35, 5}},
+                            {{3, 4, 5, 6}, {0, 30, -6, 1}},
+                            {{9, 1000}, {0, 0}}};
   using Source = GradLayout::Source;
   for (const Layout& layout : layouts) {
     check_gather<float, float>(Source::float32, f32, layout);
@@ -526,7 +426,8 @@ void check_staged_step(const std::string& isa) {
   Buffers staged = dense;
   std::vector<double> transposed(static_cast<std::size_t>(rows * columns));
   for (std::int64_t i = 0; i < rows * columns; ++i)
-    transposed[static_cast<std::size_t>(i % columns * rows + i / columns)] = oracle::get(f32, dense[0].grad.data(), i);
+    transposed[static_cast<std::size_t>(i % columns * rows + i / columns)] =
+        oracle::get(f32, dense[0].grad.data(), i);
   const std::int64_t shape[] = {rows, columns}, strides[] = {8, 8 * rows};
   const GradLayout layout{GradLayout::Source::float64, 2, shape, strides};
   std::vector<double> norms;
@@ -549,7 +450,8 @@ void check_staged_step(const std::string& isa) {
   check(norms == std::vector<double>(4, norms[0]), "staged norm " + isa);
 }
 
-// --- the floating-point environment ----------------------------------------------------------------------------
+// --- the floating-point environment
+// ----------------------------------------------------------------------------
 
 void check_environment(const std::string& isa) {
   Buffers expected = make({f32, f32, f32}, {100003, 100003}, 1);
@@ -588,7 +490,8 @@ void check_environment(const std::string& isa) {
   }
 }
 
-// --- threads -----------------------------------------------------------------------------------------------------
+// --- threads
+// -----------------------------------------------------------------------------------------------------
 
 void check_shares() {
   for (std::int64_t numel : {1, 16384, 40000, 3000000})
@@ -606,11 +509,14 @@ void check_shares() {
         for (int t = 0; t < threads; ++t)
           if (t != 1)  // one never comes: the others take its share
             workers.emplace_back([&, t] {
-              total += cpu::visit_shares(shares.data(), threads, t, batch, [&](std::uint32_t i) { ++visits[i]; });
+              total += cpu::visit_shares(shares.data(), threads, t, batch,
+                                         [&](std::uint32_t i) { ++visits[i]; });
             });
         for (std::thread& worker : workers) worker.join();
-        const bool once = std::all_of(visits.begin(), visits.end(), [](const auto& n) { return n == 1; });
-        check(once && total == static_cast<std::int64_t>(chunks.size()), "every chunk visited once");
+        const bool once =
+            std::all_of(visits.begin(), visits.end(), [](const auto& n) { return n == 1; });
+        check(once && total == static_cast<std::int64_t>(chunks.size()),
+              "every chunk visited once");
       }
 }
 
@@ -642,6 +548,7 @@ void check_concurrent_steps() {
 void check_all() {
   check_conversions();
   check_rules(Rules{});
+  check_block_scales();
   check_staging();
   check_norms_and_clips();
   for_each_isa([](const std::string& isa) {

@@ -28,10 +28,9 @@ inline float round_to(float x, int digits, int tiny, float largest) {
 
 inline double value_of_float16(std::uint16_t bits) {
   const int exponent = bits >> 10 & 31, fraction = bits & 1023;
-  const double magnitude = exponent == 31 ? (fraction ? NAN : HUGE_VAL)
-                           : exponent == 0
-                               ? std::ldexp(fraction, -24)
-                               : std::ldexp(1024 + fraction, exponent - 25);
+  const double magnitude = exponent == 31  ? (fraction ? NAN : HUGE_VAL)
+                           : exponent == 0 ? std::ldexp(fraction, -24)
+                                           : std::ldexp(1024 + fraction, exponent - 25);
   return bits & 0x8000 ? -magnitude : magnitude;
 }
 
@@ -45,7 +44,8 @@ inline std::uint16_t bits_of_float16(float x) {
     bits = 0x7c00;
   } else if (rounded != 0) {
     const int exponent = std::max(std::ilogb(rounded), -14);
-    bits = static_cast<unsigned>((exponent + 14) * 1024 + std::lrint(std::ldexp(rounded, 10 - exponent)));
+    bits = static_cast<unsigned>((exponent + 14) * 1024 +
+                                 std::lrint(std::ldexp(rounded, 10 - exponent)));
   }
   return static_cast<std::uint16_t>(sign | bits);
 }
@@ -90,7 +90,8 @@ inline void put(DType dtype, void* data, std::int64_t i, double x) {
   }
 }
 
-// --- rules: coefficients as given, terms with a zero coefficient left out --------------------------
+// --- rules: coefficients as given, terms with a zero coefficient left out
+// --------------------------
 
 template <class T>
 T add_scaled(double a, T x, T y) {
@@ -117,7 +118,8 @@ void apply(Momentum, const double* k, T& p, T g, T* slots) {
   p = add_scaled(k[5], d, add_scaled(-k[6], p, p));
 }
 
-// --- one tensor ------------------------------------------------------------------------------------
+// --- one tensor
+// ------------------------------------------------------------------------------------
 
 /// int8 codes and scales of one block -> values, and back.
 inline void decode_block(const Slot& slot, std::int64_t begin, std::int64_t count, float* values) {
@@ -167,8 +169,10 @@ void update(const Tensor& tensor, const double* k, double scale, double limit) {
       if (tensor.copy) put(tensor.copy_dtype, tensor.copy, i, p);
       for (int s = 0; s < num_slots<Rule>; ++s) {
         const Slot& slot = tensor.slots[s];
-        if (slot.dtype == DType::int8_blocks) values[s][i - begin] = static_cast<float>(v[s]);
-        else put(slot.dtype, slot.data, i, v[s]);
+        if (slot.dtype == DType::int8_blocks)
+          values[s][i - begin] = static_cast<float>(v[s]);
+        else
+          put(slot.dtype, slot.data, i, v[s]);
       }
     }
     for (int s = 0; s < num_slots<Rule>; ++s)
@@ -177,7 +181,8 @@ void update(const Tensor& tensor, const double* k, double scale, double limit) {
   }
 }
 
-// --- the norm tree -----------------------------------------------------------------------------------
+// --- the norm tree
+// -----------------------------------------------------------------------------------
 
 /// Adds rows of 32 lanes in order, then folds the lanes.
 inline double sum_tile(const std::vector<double>& values) {
@@ -192,8 +197,9 @@ inline double sum_tile(const std::vector<double>& values) {
 inline std::vector<double> sum_groups(const std::vector<double>& values) {
   std::vector<double> sums;
   for (std::size_t i = 0; i < values.size(); i += 1024)
-    sums.push_back(sum_tile({values.begin() + static_cast<std::ptrdiff_t>(i),
-                             values.begin() + static_cast<std::ptrdiff_t>(std::min(values.size(), i + 1024))}));
+    sums.push_back(sum_tile(
+        {values.begin() + static_cast<std::ptrdiff_t>(i),
+         values.begin() + static_cast<std::ptrdiff_t>(std::min(values.size(), i + 1024))}));
   return sums;
 }
 

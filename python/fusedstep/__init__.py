@@ -1,0 +1,38 @@
+"""One-pass, in-place, bit-reproducible optimizer steps for NumPy and DLPack buffers."""
+
+from __future__ import annotations
+
+from fusedstep._core import (
+    InternalError,
+    StepResult,
+    build_info,
+    get_num_threads,
+    set_num_threads,
+    sum_squares,
+)
+from fusedstep.functional import fused_momentum_step, fused_nesterov_step, fused_sgd_step
+from fusedstep.optimizers import SGD, Momentum, MomentumNesterov, Optimizer
+from fusedstep.schedules import ConstantLR, ExponentialLR, Schedule, StepLR
+
+__version__: str = build_info()["version"]
+
+__all__ = [
+    "SGD",
+    "ConstantLR",
+    "ExponentialLR",
+    "InternalError",
+    "Momentum",
+    "MomentumNesterov",
+    "Optimizer",
+    "Schedule",
+    "StepLR",
+    "StepResult",
+    "__version__",
+    "build_info",
+    "fused_momentum_step",
+    "fused_nesterov_step",
+    "fused_sgd_step",
+    "get_num_threads",
+    "set_num_threads",
+    "sum_squares",
+]
