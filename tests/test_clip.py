@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import driver
+import fpenv
 import fusedstep as fs
 import numpy as np
 import pytest
@@ -156,6 +157,15 @@ def test_given_norm() -> None:
     assert same(got, expected)
     assert (first.grad_norm, first.clip_coef) == (second.grad_norm, second.clip_coef)
     assert second.grad_norm == 0.5 * raw
+
+
+def test_given_norm_does_not_depend_on_the_rounding_direction() -> None:
+    param = np.zeros(1)
+    options = {"lr": 1.0, "rescale_grad": 0.1, "grad_norm": 0.7, "grad_clip_norm": 0.01}
+    expected = fs.fused_sgd_step(param, np.ones(1), **options)
+    with fpenv.round_upward():
+        result = fs.fused_sgd_step(param, np.ones(1), **options)
+    assert (result.grad_norm, result.clip_coef) == (expected.grad_norm, expected.clip_coef)
 
 
 @pytest.mark.usefixtures("isa")

@@ -97,7 +97,7 @@ std::string immutable_fix(PyObject* object) {
 
 RowSpec parse_row(int rule, py::handle tuple) {
   constexpr std::size_t head = 4;
-  const RuleInfo& info = rule_infos().at(static_cast<std::size_t>(rule));
+  const cpu::RuleInfo& info = cpu::rule_infos().at(static_cast<std::size_t>(rule));
   PyObject* items = tuple.ptr();
   if (!PyTuple_Check(items) ||
       PyTuple_GET_SIZE(items) != static_cast<Py_ssize_t>(head + info.hypers.size())) {
@@ -177,7 +177,7 @@ void Call::add_leaf(std::size_t index, const Leaf& leaf, const LeafNames& names,
   tensor.row = row;
   add_span(param, id, Role::param, 0);
   import_gradient(leaf.grad, {names.grad, names.path}, param_place, param, tensor, id);
-  const auto& slots = rule_infos()[static_cast<std::size_t>(rows_[row].rule)].slots;
+  const auto& slots = cpu::rule_infos()[static_cast<std::size_t>(rows_[row].rule)].slots;
   for (int k = 0; k < static_cast<int>(slots.size()); ++k) {
     const Place place{slots[static_cast<std::size_t>(k)], names.path};
     PyObject* state = leaf.states[k];

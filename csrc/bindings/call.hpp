@@ -10,7 +10,7 @@
 
 #include "bindings/buffer.hpp"
 #include "bindings/overlap.hpp"
-#include "bindings/rule_info.hpp"
+#include "cpu/rule_info.hpp"
 #include "core/step.hpp"
 
 /// One step, from validated arguments to its execution. Everything that can fail happens before

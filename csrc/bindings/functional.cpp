@@ -23,7 +23,7 @@ struct Arguments {
 
   Arguments(int rule, py::handle params_, py::handle grads_, const py::tuple& states_,
             py::handle copy_)
-      : slots(rule_infos().at(static_cast<std::size_t>(rule)).slots),
+      : slots(cpu::rule_infos().at(static_cast<std::size_t>(rule)).slots),
         params(as_tree(params_)),
         grads(as_tree(grads_)),
         copies(as_tree(copy_)) {
@@ -156,11 +156,12 @@ void step_coefficients(int rule, py::handle params, py::handle grads, const py::
   spec.row.coefficients_given = true;
   spec.row.rescale_grad = spec.row.sign = 1.0;
   spec.row.clip_norm = spec.row.clip_value = std::numeric_limits<double>::infinity();
-  if (coefficients.size() != rule_infos().at(static_cast<std::size_t>(rule)).coefficients.size()) {
+  if (coefficients.size() != cpu::rule_infos().at(static_cast<std::size_t>(rule)).coefficients.size()) {
     throw py::value_error("wrong number of coefficients");
   }
   std::copy(coefficients.begin(), coefficients.end(), spec.row.hyper);
-  const Arguments arguments(rule, params, grads, states, py::none());
+  Arguments arguments(rule, params, grads, states, py::none());
+  arguments.forest.tuples_are_leaves = true;  // block-wise states are pairs
   const Call::Handle call = Call::make();
   call->allow_block_states();
   fill(*call, arguments, spec);

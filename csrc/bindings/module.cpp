@@ -12,7 +12,7 @@
 #include "bindings/functional.hpp"
 #include "bindings/plan.hpp"
 #include "bindings/result.hpp"
-#include "bindings/rule_info.hpp"
+#include "cpu/rule_info.hpp"
 #include "bindings/tree.hpp"
 #include "cpu/isa.hpp"
 #include "cpu/threads.hpp"
@@ -30,7 +30,7 @@ constexpr const char* compiler = "gcc " __VERSION__;
 py::dict rules() {
   py::dict out;
   int index = 0;
-  for (const RuleInfo& info : rule_infos()) {
+  for (const cpu::RuleInfo& info : cpu::rule_infos()) {
     py::dict entry;
     entry["index"] = index++;
     entry["slots"] = py::tuple(py::cast(info.slots));
@@ -131,6 +131,7 @@ void bind_buffers(py::module_& module) {
 
 PYBIND11_MODULE(_core, module) {
   module.doc() = "Compiled core of fusedstep; private.";
+  module.attr("__version__") = FUSEDSTEP_VERSION;
   py::register_exception<InternalError>(module, "InternalError", PyExc_RuntimeError);
   bind_environment(module);
   bind_buffers(module);

@@ -31,7 +31,8 @@ class Walker {
     if (is_sequence(nodes[0])) return visit_sequence(nodes, path);
     if (const py::object dict = dict_of(nodes[0])) return visit_dict(dict.ptr(), nodes, path);
     for (int k = 1; k < forest_.size; ++k) {
-      if (nodes[k] != nullptr && is_sequence(nodes[k])) mismatch(k, nodes, path);
+      if (nodes[k] == nullptr || !is_sequence(nodes[k])) continue;
+      if (!forest_.tuples_are_leaves) mismatch(k, nodes, path);
     }
     visitor_.leaf(nodes, path);
   }

@@ -16,6 +16,7 @@ namespace fusedstep::bindings {
 struct Forest {
   static constexpr int max_size = 3 + max_slots;  ///< params, grads, param_copy, state
   int size = 0;
+  bool tuples_are_leaves = false;  ///< where the first tree has a leaf
   const char* names[max_size];
   PyObject* roots[max_size];
   void add(const char* name, PyObject* root) {

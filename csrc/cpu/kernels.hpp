@@ -6,14 +6,16 @@
 /// The seam between the step engine and the kernel objects (kernels.cpp, once per instruction set).
 namespace fusedstep::cpu {
 
+FUSEDSTEP_HD void* skip_bytes(void* data, std::int64_t bytes) {
+  return data ? static_cast<char*>(data) + bytes : nullptr;
+}
+
 /// The buffer from element `i` on; in a block-wise stored state `i` is a multiple of block_size.
 FUSEDSTEP_HD Slot slice(const Slot& from, std::int64_t i) {
-  const auto skip = [](void* data, std::int64_t bytes) {
-    return data ? static_cast<char*>(data) + bytes : nullptr;
-  };
-  constexpr auto scale_bytes = static_cast<std::int64_t>(sizeof(float));
-  return {skip(from.data, i * static_cast<std::int64_t>(size_of(from.dtype))),
-          skip(from.aux, i / block_size * scale_bytes), from.dtype};
+  const auto stored_size = static_cast<std::int64_t>(size_of(from.dtype));
+  constexpr auto scale_size = static_cast<std::int64_t>(sizeof(float));
+  return {skip_bytes(from.data, i * stored_size),
+          skip_bytes(from.aux, i / block_size * scale_size), from.dtype};
 }
 
 /// Up to a chunk of one tensor, ready to be updated.

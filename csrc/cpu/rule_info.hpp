@@ -3,7 +3,7 @@
 
 #include "rules/rules.hpp"
 
-namespace fusedstep::bindings {
+namespace fusedstep::cpu {
 
 /// A rule's metadata, read off its type.
 struct RuleInfo {
@@ -14,4 +14,4 @@ struct RuleInfo {
 /// In the order of the rule list.
 const std::vector<RuleInfo>& rule_infos();
 
-}  // namespace fusedstep::bindings
+}  // namespace fusedstep::cpu

@@ -1,9 +1,9 @@
-#include "bindings/rule_info.hpp"
+#include "cpu/rule_info.hpp"
 
 #include <iterator>
 #include <type_traits>
 
-namespace fusedstep::bindings {
+namespace fusedstep::cpu {
 
 namespace {
 
@@ -29,4 +29,4 @@ const std::vector<RuleInfo>& rule_infos() {
   return infos;
 }
 
-}  // namespace fusedstep::bindings
+}  // namespace fusedstep::cpu
