@@ -88,16 +88,18 @@ class Optimizer(ABC):
             params: A tree of arrays, or a list of param groups (dicts with the key `params`, which
                 may set any hyper-parameter). Parameters that are registered already stay, with
                 their state; a tree that comes later becomes a group of its own, and gradients are
-                then a list of trees, one per group.
+                then a list of trees, one per group. A tree that is registered already is read
+                anew: arrays that were put into it since start without state.
 
         Raises:
             TypeError: If a leaf is no array that can be updated in place.
             ValueError: If there is no array, a group has an unknown key or a value out of range,
                 or an array is registered already. Nothing has changed then.
         """
-        new = read_groups(params, self.defaults)
+        again = any(tree is params for tree in self._trees)
+        new = [] if again else read_groups(params, self.defaults)
         groups = self.param_groups + new
-        grouped = is_group_list(params) or len(groups) > 1
+        grouped = self._grouped or is_group_list(params) or len(groups) > 1
         plan = make_plan(groups, grouped, self._plan)
         keys = leaf_keys(plan, groups)
         members = assign_rows(plan, groups)

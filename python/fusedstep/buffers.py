@@ -10,11 +10,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from fusedstep import _core
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 
 class Producer(NamedTuple):
@@ -135,14 +138,28 @@ def producer_of(kind: type) -> Producer:
 _core.set_producer_lookup(producer_of)
 
 
+class Stored(NamedTuple):
+    """An array out of a file: NumPy has no bfloat16, so that its elements come as uint16."""
+
+    bits: NDArray[Any]
+    dtype: str
+
+
+def stored(array: Any) -> Stored:
+    """Any array as it would be stored; no copy."""
+    if isinstance(array, Stored):
+        return array
+    return Stored(_core.array_view(array), _core.describe(array)[1])
+
+
 def copy_like(param: Any, buffer: Any) -> Any:
     """A copy of a state buffer in the library, strides and device of its parameter."""
-    dtype = _core.describe(buffer)[1]
+    bits, dtype = stored(buffer)
     make = producer_of(type(param)).zeros_like
     if make is None:
         raise TypeError(f"params: arrays of {type(param).__module__} are immutable")
     made = make(param, dtype)
-    _core.array_view(made, writable=True)[...] = _core.array_view(buffer)
+    _core.array_view(made, writable=True)[...] = bits
     return made
 
 

@@ -71,16 +71,17 @@ def check_keys(name: str, group: Mapping[str, Any], defaults: Mapping[str, Any])
 def make_plan(
     groups: Sequence[Group], grouped: bool, old: _core.Plan | None = None
 ) -> _core.Plan:
-    """A plan over the trees of `groups`, whose first arrays, with their state, are those of `old`."""
+    """A plan over the trees of `groups`; arrays that `old` has, too, keep their state."""
     names = [f"params[{k}]['params']" if grouped else "params" for k in range(len(groups))]
     plan = _core.Plan([group["params"] for group in groups], names)
     if len(plan) == 0:
         raise ValueError("params is empty (an exhausted generator?)")
-    for leaf in range(len(old) if old is not None else 0):
-        if old.leaf(leaf) is not plan.leaf(leaf):
-            raise ValueError("params: a registered array was replaced; assign to it in place")
-        plan.set_state(leaf, old.get_state(leaf))
-        plan.set_steps(leaf, old.get_steps(leaf))
+    known = {id(old.leaf(k)): k for k in range(len(old))} if old is not None else {}
+    for leaf in range(len(plan)):
+        k = known.get(id(plan.leaf(leaf)))
+        if old is not None and k is not None:
+            plan.set_state(leaf, old.get_state(k))
+            plan.set_steps(leaf, old.get_steps(k))
     return plan
 
 

@@ -1,0 +1,351 @@
+"""The state of an optimizer as a dict and as a file. Whatever is loaded is checked first, all of it.
+
+A file is an ordinary `.npz`: `params/<key>` and `velocity/<key>` for each array, and the entry
+`fusedstep.json` (UTF-8 text as uint8) with everything else. bfloat16 arrays are stored as their
+uint16 bits; the JSON entry has the dtypes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import stat
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from fusedstep import _core, buffers
+from fusedstep.groups import Group, Key, Members, assign_rows, make_plan
+from fusedstep.ranges import Count, shown
+from fusedstep.schedules import Schedule
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from fusedstep.base import Optimizer
+
+FORMAT = "fusedstep checkpoint"
+VERSION = 1
+METADATA = "fusedstep.json"
+# Stands for a `weight_decay` that is a function: its code cannot be stored.
+FUNCTION = "function"
+
+
+class _Stored(NamedTuple):
+    """An array of a file, with the dtype that its bits have."""
+
+    array: NDArray[Any]
+    dtype: str
+
+
+# --- dicts ----------------------------------------------------------------------------------------
+
+
+def capture(optimizer: Optimizer) -> dict[str, Any]:
+    """The state dict of an optimizer; its buffers are the live ones."""
+    plan, state = optimizer._plan, {}
+    for leaf, key in enumerate(optimizer._keys):
+        assert plan is not None
+        kept, step = plan.get_state(leaf), plan.get_steps(leaf)
+        if step > 0 or kept:
+            state[key] = {**dict(zip(optimizer.declaration.slots, kept, strict=False)), "step": step}
+    groups = [_entry(optimizer, index) for index in range(len(optimizer.param_groups))]
+    return {"state": state, "param_groups": groups, "steps": optimizer.steps}
+
+
+def _entry(optimizer: Optimizer, index: int) -> dict[str, Any]:
+    """A param group as plain data."""
+    group = optimizer.param_groups[index]
+    entry: dict[str, Any] = {}
+    for hyper in optimizer.declaration.of_group():
+        value = group[hyper.name]
+        if hyper.name == "lr":
+            entry["lr"] = optimizer._lr_of(group)
+        elif hyper.name == "weight_decay" and callable(value):
+            entry["weight_decay"] = FUNCTION
+        else:
+            entry[hyper.name] = hyper.check(hyper.name, value)
+    if isinstance(group["lr"], Schedule):
+        entry["lr_scheduler"] = group["lr"].state_dict()
+    entry["params"] = _keys_of(optimizer, index)
+    return entry
+
+
+def _keys_of(optimizer: Optimizer, group: int) -> list[Key]:
+    plan = optimizer._bound_plan()
+    return [key for leaf, key in enumerate(optimizer._keys) if plan.tree(leaf) == group]
+
+
+def restore(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
+    """Takes over a state dict, or raises and changes nothing."""
+    _Restored(optimizer, state).take_over()
+
+
+class _Restored:
+    """A state dict, checked and made ready; `take_over` cannot fail any more."""
+
+    def __init__(self, optimizer: Optimizer, state: Mapping[str, Any]) -> None:
+        self.optimizer = optimizer
+        optimizer._bound_plan()
+        missing = [name for name in ("state", "param_groups", "steps") if name not in state]
+        if missing:
+            raise ValueError(f"state_dict: missing {', '.join(map(repr, missing))}")
+        self.steps = Count()("steps", state["steps"])
+        self.schedules: list[tuple[Schedule, Mapping[str, Any]]] = []
+        self.writes: list[tuple[NDArray[Any], Any]] = []
+        self.groups = self._read_groups(state["param_groups"])
+        self.plan = make_plan(self.groups, optimizer._grouped)
+        self._read_state(state["state"])
+        self.members: list[Members] = assign_rows(self.plan, self.groups)
+        optimizer._rows(self.groups, self.members)
+
+    def take_over(self) -> None:
+        optimizer = self.optimizer
+        for target, value in self.writes:
+            target[...] = value
+        for schedule, saved in self.schedules:
+            schedule.load_state_dict(saved)
+        for group, new in zip(optimizer.param_groups, self.groups, strict=True):
+            group.update(new)
+        if optimizer._follow and type(optimizer.defaults["lr"]) is float:
+            optimizer.defaults["lr"] = optimizer.param_groups[optimizer._follow[0]]["lr"]
+        optimizer._bind(self.plan, optimizer._keys, self.members)
+        optimizer._steps = self.steps
+
+    # --- param groups ---
+
+    def _read_groups(self, saved: Any) -> list[Group]:
+        groups = self.optimizer.param_groups
+        if not isinstance(saved, (list, tuple)) or len(saved) != len(groups):
+            count = len(saved) if isinstance(saved, (list, tuple)) else shown(saved)
+            raise ValueError(f"param_groups: expected {len(groups)} groups, got {count}")
+        return [self._read_group(index, entry) for index, entry in enumerate(saved)]
+
+    def _read_group(self, index: int, entry: Mapping[str, Any]) -> Group:
+        where, group = f"param_groups[{index}]", self.optimizer.param_groups[index]
+        wanted = {hyper.name for hyper in self.optimizer.declaration.of_group()} | {"params"}
+        found = set(entry) - {"lr_scheduler"}
+        if found != wanted:
+            raise ValueError(f"{where}: expected the keys {sorted(wanted)}, got {sorted(found)}")
+        self._check_keys(where, list(entry["params"]), _keys_of(self.optimizer, index))
+        new = {**group, **{name: entry[name] for name in wanted}, "params": group["params"]}
+        new["lr"] = self._read_lr(f"{where}['lr']", group["lr"], entry)
+        if (entry["weight_decay"] == FUNCTION) != callable(group["weight_decay"]):
+            saved, now = shown(entry["weight_decay"]), shown(group["weight_decay"])
+            raise ValueError(f"{where}['weight_decay']: the saved one was {saved}, here it is {now}")
+        if callable(group["weight_decay"]):
+            new["weight_decay"] = group["weight_decay"]
+        return new
+
+    @staticmethod
+    def _check_keys(where: str, saved: list[Key], mine: list[Key]) -> None:
+        if saved == mine:
+            return
+        lost = [shown(key) for key in mine if key not in saved][:5]
+        extra = [shown(key) for key in saved if key not in mine][:5]
+        parts = [f"{name} {', '.join(keys)}" for name, keys in (("no", lost), ("other", extra)) if keys]
+        raise ValueError(
+            f"{where}['params']: expected the {len(mine)} arrays of this optimizer, got "
+            f"{len(saved)}: {'; '.join(parts) or 'in another order'}"
+        )
+
+    def _read_lr(self, where: str, lr: Any, entry: Mapping[str, Any]) -> Any:
+        """What the group's `lr` becomes: schedules, functions and buffers stay, with new values."""
+        saved = entry.get("lr_scheduler")
+        if isinstance(lr, Schedule):
+            if saved is None:
+                raise ValueError(
+                    f"{where}: the saved one followed no schedule, here it follows {lr!r}; assign "
+                    "lr_scheduler after loading"
+                )
+            type(lr).load_state_dict(_copy_of(lr), saved)
+            self.schedules.append((lr, saved))
+            return lr
+        if saved is not None:
+            raise ValueError(
+                f"{where}: the saved one followed a {saved['type']}; give this optimizer one, "
+                f"lr={saved['type']}(...), before loading"
+            )
+        if isinstance(lr, (int, float, np.number)):
+            return entry["lr"]
+        if _core.is_array(lr):
+            target = _core.array_view(lr, writable=True)
+            if _core.describe(lr)[1] == "bfloat16":
+                raise ValueError(f"{where}: a bfloat16 buffer cannot hold the saved number exactly")
+            self.writes.append((target, entry["lr"]))
+        return lr
+
+    # --- arrays ---
+
+    def _read_state(self, saved: Mapping[Key, Mapping[str, Any]]) -> None:
+        leaves = {key: leaf for leaf, key in enumerate(self.optimizer._keys)}
+        for key, entry in saved.items():
+            if key not in leaves:
+                raise ValueError(f"state: no array of this optimizer has the key {shown(key)}")
+            self._read_entry(f"state[{key!r}]", leaves[key], entry)
+
+    def _read_entry(self, where: str, leaf: int, entry: Mapping[str, Any]) -> None:
+        slots = self.optimizer.declaration.slots
+        names = [name for name in slots if name in entry]
+        if set(entry) - {"step"} != set(names) or "step" not in entry or len(names) not in {0, len(slots)}:
+            raise ValueError(f"{where}: expected {[*slots, 'step']}, got {list(entry)}")
+        param = self.plan.leaf(leaf)
+        made = tuple(_copy_to(param, f"{where}[{name!r}]", entry[name]) for name in names)
+        if made:
+            self.plan.set_state(leaf, made)
+        self.plan.set_steps(leaf, Count()(f"{where}['step']", entry["step"]))
+
+    def read_params(self, stored: Mapping[Key, _Stored]) -> list[Any]:
+        """Prepares the writes of parameters; returns the arrays that they go to."""
+        arrays = [self.plan.leaf(leaf) for leaf in range(len(self.plan))]
+        for key, array in zip(self.optimizer._keys, arrays, strict=True):
+            _check_like(f"params[{key!r}]", array, stored[key])
+            target = _core.array_view(array, writable=True)
+            self.writes.append((target, stored[key].array))
+        return arrays
+
+
+def _copy_of(schedule: Schedule) -> Schedule:
+    copied = object.__new__(type(schedule))
+    vars(copied).update(vars(schedule))
+    return copied
+
+
+def _describe(array: Any) -> tuple[tuple[int, ...], str]:
+    return (array.array.shape, array.dtype) if isinstance(array, _Stored) else _core.describe(array)
+
+
+def _check_like(where: str, mine: Any, saved: Any) -> None:
+    (shape, dtype), (saved_shape, saved_dtype) = _describe(mine), _describe(saved)
+    if tuple(shape) != tuple(saved_shape):
+        raise ValueError(f"{where}: expected shape {tuple(shape)}, got {tuple(saved_shape)}")
+    if dtype != saved_dtype:
+        raise ValueError(f"{where}: expected dtype {dtype}, got {saved_dtype}")
+
+
+def _copy_to(param: Any, where: str, saved: Any) -> Any:
+    """A copy of a saved buffer as the parameter's library makes it, with the parameter's strides."""
+    dtype = _describe(saved)[1]
+    made = buffers.zeros_like(param, dtype)
+    _check_like(where, made, saved)
+    bits = saved.array if isinstance(saved, _Stored) else _core.array_view(saved)
+    _core.array_view(made, writable=True)[...] = bits
+    return made
+
+
+# --- files ----------------------------------------------------------------------------------------
+
+
+def save(optimizer: Optimizer, path: str | os.PathLike[str], *, params: bool) -> None:
+    """Writes a checkpoint: complete, or not at all."""
+    plan, state = optimizer._bound_plan(), capture(optimizer)
+    arrays: dict[str, NDArray[Any]] = {}
+    table = []
+    for leaf, key in enumerate(optimizer._keys):
+        entry = state["state"].get(key, {"step": 0})
+        kept = {name: value for name, value in entry.items() if name != "step"}
+        if params:
+            kept["params"] = plan.leaf(leaf)
+        stored = {name: _store(arrays, name, leaf, key, value) for name, value in kept.items()}
+        table.append({"key": key, "step": entry["step"], "arrays": stored})
+    metadata = {
+        "format": FORMAT,
+        "version": VERSION,
+        "fusedstep": _core.build_info()["version"],
+        "optimizer": type(optimizer).__name__,
+        "steps": state["steps"],
+        "param_groups": state["param_groups"],
+        "table": table,
+    }
+    arrays[METADATA] = np.frombuffer(json.dumps(metadata).encode(), np.uint8)
+    with _replacing(Path(path)) as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]
+
+
+def _store(
+    arrays: dict[str, NDArray[Any]], kind: str, leaf: int, key: Key, value: Any
+) -> dict[str, str]:
+    text = str(key)
+    # A name that a zip archive could mangle is replaced; the table knows which array it is.
+    name = f"{kind}/{text if text.isprintable() and len(text) <= 200 else f'#{leaf}'}"
+    arrays[name] = _core.array_view(value)
+    return {"name": name, "dtype": _core.describe(value)[1]}
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[IO[bytes]]:
+    """A file that takes the place of `path` when it is complete and on the disk."""
+    target = path.resolve()
+    temporary = target.with_name(f".{target.name[:100]}.{secrets.token_hex(8)}.tmp")
+    try:
+        with temporary.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        with suppress(FileNotFoundError):
+            temporary.chmod(stat.S_IMODE(target.stat().st_mode))
+        temporary.replace(target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    folder = os.open(target.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the new name, too, survives a loss of power
+    finally:
+        os.close(folder)
+
+
+def load(optimizer: Optimizer, path: str | os.PathLike[str], *, params: bool) -> None:
+    """Reads a checkpoint, checks all of it, then takes it over."""
+    with Path(path).open("rb") as file:
+        try:
+            metadata, table = _read(file)
+        except MemoryError:
+            raise
+        except Exception as error:
+            raise ValueError(f"{os.fspath(path)}: {error}") from error
+    if metadata["optimizer"] != type(optimizer).__name__:
+        raise ValueError(
+            f"{os.fspath(path)}: written by {metadata['optimizer']}, not by {type(optimizer).__name__}"
+        )
+    state: dict[Key, dict[str, Any]] = {}
+    for key, (step, stored) in table.items():
+        kept = {name: value for name, value in stored.items() if name != "params"}
+        if step > 0 or kept:
+            state[key] = {**kept, "step": step}
+    restored = _Restored(optimizer, {**metadata, "state": state})
+    written = []
+    if params and all("params" in stored for _, stored in table.values()):
+        written = restored.read_params({key: stored["params"] for key, (_, stored) in table.items()})
+    restored.take_over()
+    buffers.note_writes(written)
+
+
+_Table = dict[Key, tuple[int, dict[str, _Stored]]]
+
+
+def _read(file: IO[bytes]) -> tuple[dict[str, Any], _Table]:
+    try:
+        archive = np.load(file, allow_pickle=False)
+        text = archive[METADATA].tobytes()
+    except (MemoryError, KeyboardInterrupt):
+        raise
+    except Exception as error:
+        raise ValueError(f"no fusedstep checkpoint, or damaged ({error})") from error
+    metadata = json.loads(text)
+    if metadata["format"] != FORMAT or metadata["version"] != VERSION:
+        raise ValueError(
+            f"format {shown(metadata['version'])} is not the one this version reads, {VERSION}"
+        )
+    table: _Table = {}
+    for entry in metadata["table"]:
+        stored = {
+            kind: _Stored(archive[place["name"]], place["dtype"])
+            for kind, place in entry["arrays"].items()
+        }
+        table[entry["key"]] = (entry["step"], stored)
+    return metadata, table
