@@ -4,6 +4,7 @@
 #include <limits>
 #include <utility>
 
+#include "bindings/gil.hpp"
 #include "cpu/step.hpp"
 #include "cpu/threads.hpp"
 
@@ -418,7 +419,12 @@ std::optional<double> Call::given_norm(py::handle grad_norm) const {
     throw py::value_error("grad_norm: one norm does not say enough when groups differ in "
                           "rescale_grad; rescale the gradients instead");
   }
-  return norm * scope_scales_[0];
+  return norm;
+}
+
+template <class Kernels>
+void Call::run_kernels(Kernels kernels) const {
+  elements_ < min_elements_without_gil ? kernels() : without_gil(kernels);
 }
 
 StepReport Call::run(OnNonfinite policy, py::handle grad_norm, const Speller& spell) {
@@ -442,14 +448,10 @@ StepReport Call::run(OnNonfinite policy, py::handle grad_norm, const Speller& sp
   call.given_norms = given ? &*given : nullptr;
   call.num_threads = cpu::get_num_threads();
   StepOutcome outcome{norms_.data(), clip_coefs_.data(), false, -1};
-  {
-    std::optional<py::gil_scoped_release> without_gil;
-    if (elements_ >= min_elements_without_gil) without_gil.emplace();
-    cpu::step(call, outcome);
-  }
+  run_kernels([&] { cpu::step(call, outcome); });
   if (outcome.skipped && policy == OnNonfinite::raise) raise_nonfinite(outcome, spell);
   if (!outcome.skipped) tell_producers();
-  return report(outcome, measure ? std::optional<double>(norms_[0]) : given);
+  return report(outcome, measure || given);
 }
 
 void Call::raise_nonfinite(const StepOutcome& outcome, const Speller& spell) const {
@@ -462,8 +464,9 @@ void Call::raise_nonfinite(const StepOutcome& outcome, const Speller& spell) con
   throw py::error_already_set();
 }
 
-StepReport Call::report(const StepOutcome& outcome, std::optional<double> grad_norm) const {
-  StepReport report{grad_norm, 1.0, outcome.skipped};
+StepReport Call::report(const StepOutcome& outcome, bool has_norm) const {
+  StepReport report{std::nullopt, 1.0, outcome.skipped};
+  if (has_norm) report.grad_norm = norms_[0];
   for (const double coef : clip_coefs_) {
     if (!(coef >= report.clip_coef)) report.clip_coef = coef;  // NaN wins
   }
@@ -483,9 +486,10 @@ void Call::tell_producers() {
 
 double Call::sum_squares() {
   const int threads = cpu::get_num_threads();
-  std::optional<py::gil_scoped_release> without_gil;
-  if (elements_ >= min_elements_without_gil) without_gil.emplace();
-  return cpu::sum_squares(tensors_.data(), static_cast<std::int64_t>(tensors_.size()), threads);
+  const auto count = static_cast<std::int64_t>(tensors_.size());
+  double sum = 0.0;
+  run_kernels([&] { sum = cpu::sum_squares(tensors_.data(), count, threads); });
+  return sum;
 }
 
 }  // namespace fusedstep::bindings

@@ -121,7 +121,9 @@ class Call {
   void set_scopes();
   std::optional<double> given_norm(py::handle grad_norm) const;
   [[noreturn]] void raise_nonfinite(const StepOutcome& outcome, const Speller& spell) const;
-  StepReport report(const StepOutcome& outcome, std::optional<double> grad_norm) const;
+  StepReport report(const StepOutcome& outcome, bool has_norm) const;
+  template <class Kernels>
+  void run_kernels(Kernels kernels) const;
   void tell_producers();
 
   Owners owners_;

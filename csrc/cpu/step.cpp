@@ -297,17 +297,19 @@ void Job::read_max(Tree& tree) {
 
 /// Norms are known, or not wanted: whether to update, and by which constants.
 Stage Job::settle() {
-  bool finite = true;
-  outcome_.first_nonfinite = -1;
+  const bool has_norms = call_.measure_norm || call_.given_norms;
   if (call_.measure_norm) {
     report_norms();
-    for (int k = 0; k < call_.num_scopes; ++k) finite = finite && std::isfinite(outcome_.norms[k]);
-    if (!finite) outcome_.first_nonfinite = first_nonfinite();
+  } else if (has_norms) {
+    for (int k = 0; k < call_.num_scopes; ++k)
+      outcome_.norms[k] = call_.scope_scale[k] * call_.given_norms[call_.joint ? 0 : k];
   }
-  const int num_given = !call_.given_norms ? 0 : call_.joint ? 1 : call_.num_scopes;
-  for (int k = 0; k < num_given; ++k) finite = finite && std::isfinite(call_.given_norms[k]);
-  prepare_rows(num_given ? call_.given_norms : call_.measure_norm ? outcome_.norms : nullptr);
+  bool finite = true;
+  for (int k = 0; has_norms && k < call_.num_scopes; ++k)
+    finite = finite && std::isfinite(outcome_.norms[k]);
+  outcome_.first_nonfinite = !finite && call_.measure_norm ? first_nonfinite() : -1;
   outcome_.skipped = call_.skip_nonfinite && !finite;
+  prepare_rows(has_norms ? outcome_.norms : nullptr);
   return outcome_.skipped ? Stage::finished : Stage::update;
 }
 

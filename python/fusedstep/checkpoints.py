@@ -14,11 +14,12 @@ import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, NamedTuple
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
-from fusedstep import _core, buffers
+from fusedstep import _core
+from fusedstep.buffers import Stored, copy_like, note_writes, stored
 from fusedstep.groups import Group, Key, Members, assign_rows, make_plan
 from fusedstep.ranges import Count, shown
 from fusedstep.schedules import Schedule
@@ -30,16 +31,9 @@ if TYPE_CHECKING:
 
 FORMAT = "fusedstep checkpoint"
 VERSION = 1
-METADATA = "fusedstep.json"
+HEADER = "fusedstep.json"
 # Stands for a `weight_decay` that is a function: its code cannot be stored.
 FUNCTION = "function"
-
-
-class _Stored(NamedTuple):
-    """An array of a file, with the dtype that its bits have."""
-
-    array: NDArray[Any]
-    dtype: str
 
 
 # --- dicts ----------------------------------------------------------------------------------------
@@ -91,15 +85,16 @@ class _Restored:
     def __init__(self, optimizer: Optimizer, state: Mapping[str, Any]) -> None:
         self.optimizer = optimizer
         optimizer._bound_plan()
-        missing = [name for name in ("state", "param_groups", "steps") if name not in state]
+        missing = [name for name in ("state", "param_groups") if name not in state]
         if missing:
-            raise ValueError(f"state_dict: missing {', '.join(map(repr, missing))}")
-        self.steps = Count()("steps", state["steps"])
+            raise ValueError(f"state_dict: missing key {' and '.join(map(repr, missing))}")
         self.schedules: list[tuple[Schedule, Mapping[str, Any]]] = []
         self.writes: list[tuple[NDArray[Any], Any]] = []
         self.groups = self._read_groups(state["param_groups"])
         self.plan = make_plan(self.groups, optimizer._grouped)
         self._read_state(state["state"])
+        counts = [self.plan.get_steps(leaf) for leaf in range(len(self.plan))]
+        self.steps = Count()("steps", state.get("steps", max(counts)))
         self.members: list[Members] = assign_rows(self.plan, self.groups)
         optimizer._rows(self.groups, self.members)
 
@@ -194,18 +189,21 @@ class _Restored:
         if set(entry) - {"step"} != set(names) or "step" not in entry or len(names) not in {0, len(slots)}:
             raise ValueError(f"{where}: expected {[*slots, 'step']}, got {list(entry)}")
         param = self.plan.leaf(leaf)
-        made = tuple(_copy_to(param, f"{where}[{name!r}]", entry[name]) for name in names)
-        if made:
-            self.plan.set_state(leaf, made)
+        for name in names:
+            _check_shape(f"{where}[{name!r}]", param, entry[name])
+        if names:
+            self.plan.set_state(leaf, tuple(copy_like(param, entry[name]) for name in names))
         self.plan.set_steps(leaf, Count()(f"{where}['step']", entry["step"]))
 
-    def read_params(self, stored: Mapping[Key, _Stored]) -> list[Any]:
+    def read_params(self, saved: Mapping[Key, Stored]) -> list[Any]:
         """Prepares the writes of parameters; returns the arrays that they go to."""
         arrays = [self.plan.leaf(leaf) for leaf in range(len(self.plan))]
         for key, array in zip(self.optimizer._keys, arrays, strict=True):
-            _check_like(f"params[{key!r}]", array, stored[key])
-            target = _core.array_view(array, writable=True)
-            self.writes.append((target, stored[key].array))
+            where, dtype = f"params[{key!r}]", stored(array).dtype
+            _check_shape(where, array, saved[key])
+            if dtype != saved[key].dtype:
+                raise ValueError(f"{where}: expected dtype {dtype}, got {saved[key].dtype}")
+            self.writes.append((_core.array_view(array, writable=True), saved[key].bits))
         return arrays
 
 
@@ -215,26 +213,10 @@ def _copy_of(schedule: Schedule) -> Schedule:
     return copied
 
 
-def _describe(array: Any) -> tuple[tuple[int, ...], str]:
-    return (array.array.shape, array.dtype) if isinstance(array, _Stored) else _core.describe(array)
-
-
-def _check_like(where: str, mine: Any, saved: Any) -> None:
-    (shape, dtype), (saved_shape, saved_dtype) = _describe(mine), _describe(saved)
-    if tuple(shape) != tuple(saved_shape):
-        raise ValueError(f"{where}: expected shape {tuple(shape)}, got {tuple(saved_shape)}")
-    if dtype != saved_dtype:
-        raise ValueError(f"{where}: expected dtype {dtype}, got {saved_dtype}")
-
-
-def _copy_to(param: Any, where: str, saved: Any) -> Any:
-    """A copy of a saved buffer as the parameter's library makes it, with the parameter's strides."""
-    dtype = _describe(saved)[1]
-    made = buffers.zeros_like(param, dtype)
-    _check_like(where, made, saved)
-    bits = saved.array if isinstance(saved, _Stored) else _core.array_view(saved)
-    _core.array_view(made, writable=True)[...] = bits
-    return made
+def _check_shape(where: str, mine: Any, saved: Any) -> None:
+    shape, found = stored(mine).bits.shape, stored(saved).bits.shape
+    if shape != found:
+        raise ValueError(f"{where}: expected shape {shape}, got {found}")
 
 
 # --- files ----------------------------------------------------------------------------------------
@@ -250,18 +232,19 @@ def save(optimizer: Optimizer, path: str | os.PathLike[str], *, params: bool) ->
         kept = {name: value for name, value in entry.items() if name != "step"}
         if params:
             kept["params"] = plan.leaf(leaf)
-        stored = {name: _store(arrays, name, leaf, key, value) for name, value in kept.items()}
-        table.append({"key": key, "step": entry["step"], "arrays": stored})
-    metadata = {
+        places = {name: _store(arrays, name, leaf, key, value) for name, value in kept.items()}
+        table.append({"key": key, "step": entry["step"], "arrays": places})
+    header = {
         "format": FORMAT,
         "version": VERSION,
         "fusedstep": _core.build_info()["version"],
         "optimizer": type(optimizer).__name__,
+        "has_params": params,
         "steps": state["steps"],
         "param_groups": state["param_groups"],
         "table": table,
     }
-    arrays[METADATA] = np.frombuffer(json.dumps(metadata).encode(), np.uint8)
+    arrays[HEADER] = np.frombuffer(json.dumps(header).encode(), np.uint8)
     with _replacing(Path(path)) as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]
 
@@ -272,8 +255,8 @@ def _store(
     text = str(key)
     # A name that a zip archive could mangle is replaced; the table knows which array it is.
     name = f"{kind}/{text if text.isprintable() and len(text) <= 200 else f'#{leaf}'}"
-    arrays[name] = _core.array_view(value)
-    return {"name": name, "dtype": _core.describe(value)[1]}
+    arrays[name], dtype = stored(value)
+    return {"name": name, "dtype": dtype}
 
 
 @contextmanager
@@ -303,49 +286,50 @@ def load(optimizer: Optimizer, path: str | os.PathLike[str], *, params: bool) ->
     """Reads a checkpoint, checks all of it, then takes it over."""
     with Path(path).open("rb") as file:
         try:
-            metadata, table = _read(file)
-        except MemoryError:
-            raise
-        except Exception as error:
+            header, table = _read(file)
+            own = type(optimizer).__name__
+            if header["optimizer"] != own:
+                raise ValueError(f"a checkpoint of {header['optimizer']}, not of {own}")
+            restored = _Restored(optimizer, {**header, "state": _state_of(table)})
+            targets = []
+            if params and header["has_params"]:
+                targets = restored.read_params({key: kept["params"] for key, (_, kept) in table.items()})
+        except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{os.fspath(path)}: {error}") from error
-    if metadata["optimizer"] != type(optimizer).__name__:
-        raise ValueError(
-            f"{os.fspath(path)}: written by {metadata['optimizer']}, not by {type(optimizer).__name__}"
-        )
-    state: dict[Key, dict[str, Any]] = {}
-    for key, (step, stored) in table.items():
-        kept = {name: value for name, value in stored.items() if name != "params"}
-        if step > 0 or kept:
-            state[key] = {**kept, "step": step}
-    restored = _Restored(optimizer, {**metadata, "state": state})
-    written = []
-    if params and all("params" in stored for _, stored in table.values()):
-        written = restored.read_params({key: stored["params"] for key, (_, stored) in table.items()})
     restored.take_over()
-    buffers.note_writes(written)
+    note_writes(targets)
 
 
-_Table = dict[Key, tuple[int, dict[str, _Stored]]]
+_Table = dict[Key, tuple[int, dict[str, Stored]]]  # for each array its step and its buffers
 
 
 def _read(file: IO[bytes]) -> tuple[dict[str, Any], _Table]:
+    """Header and arrays of a file, read to the end: what is damaged is noticed here."""
     try:
         archive = np.load(file, allow_pickle=False)
-        text = archive[METADATA].tobytes()
-    except (MemoryError, KeyboardInterrupt):
+        header = json.loads(archive[HEADER].tobytes())
+        bits = {name: archive[name] for name in archive if name != HEADER}
+    except MemoryError:
         raise
-    except Exception as error:
-        raise ValueError(f"no fusedstep checkpoint, or damaged ({error})") from error
-    metadata = json.loads(text)
-    if metadata["format"] != FORMAT or metadata["version"] != VERSION:
-        raise ValueError(
-            f"format {shown(metadata['version'])} is not the one this version reads, {VERSION}"
-        )
+    except Exception as error:  # a damaged file makes zipfile and NumPy raise almost anything
+        raise ValueError(f"no checkpoint of fusedstep, or a damaged one ({error})") from error
+    if header["format"] != FORMAT:
+        raise ValueError("no checkpoint of fusedstep")
+    if header["version"] != VERSION:
+        raise ValueError(f"checkpoint version {header['version']}; this release reads {VERSION}")
     table: _Table = {}
-    for entry in metadata["table"]:
-        stored = {
-            kind: _Stored(archive[place["name"]], place["dtype"])
-            for kind, place in entry["arrays"].items()
-        }
-        table[entry["key"]] = (entry["step"], stored)
-    return metadata, table
+    for entry in header["table"]:
+        places = entry["arrays"].items()
+        kept = {kind: Stored(bits[place["name"]], place["dtype"]) for kind, place in places}
+        table[entry["key"]] = (entry["step"], kept)
+    return header, table
+
+
+def _state_of(table: _Table) -> dict[Key, dict[str, Any]]:
+    """The `state` of the state dict that was saved."""
+    state: dict[Key, dict[str, Any]] = {}
+    for key, (step, kept) in table.items():
+        buffers = {kind: buffer for kind, buffer in kept.items() if kind != "params"}
+        if step > 0 or buffers:
+            state[key] = {**buffers, "step": step}
+    return state

@@ -145,14 +145,12 @@ inline void encode_block(const float* values, const Slot& slot, std::int64_t beg
 
 template <class Rule, class T>
 void update(const Tensor& tensor, const double* k, double scale, double limit) {
-  std::vector<float> values[max_slots];  // of block-wise stored states
+  float values[max_slots][block_size];  // of block-wise stored states
   for (std::int64_t begin = 0; begin < tensor.numel; begin += block_size) {
     const std::int64_t count = std::min(block_size, tensor.numel - begin);
-    for (int s = 0; s < num_slots<Rule>; ++s) {
-      values[s].resize(block_size);
+    for (int s = 0; s < num_slots<Rule>; ++s)
       if (tensor.slots[s].dtype == DType::int8_blocks)
-        decode_block(tensor.slots[s], begin, count, values[s].data());
-    }
+        decode_block(tensor.slots[s], begin, count, values[s]);
     for (std::int64_t i = begin; i < begin + count; ++i) {
       T p = static_cast<T>(get(tensor.param_dtype, tensor.param, i)), v[max_slots] = {};
       T g = static_cast<T>(scale) * static_cast<T>(get(tensor.grad_dtype, tensor.grad, i));
@@ -177,7 +175,7 @@ void update(const Tensor& tensor, const double* k, double scale, double limit) {
     }
     for (int s = 0; s < num_slots<Rule>; ++s)
       if (tensor.slots[s].dtype == DType::int8_blocks)
-        encode_block(values[s].data(), tensor.slots[s], begin, count);
+        encode_block(values[s], tensor.slots[s], begin, count);
   }
 }
 
