@@ -58,6 +58,9 @@ def main() -> None:
     if missing:
         console.print(f"not installed and left out: {', '.join(missing)}", style="yellow")
 
+    if known["machine"]["load"] > 0.5:
+        console.print("the machine is busy with something else: expect noise", style="yellow")
+
     results = []
     for row in rows.build(setting, options.k):
         results.append(measure(row, 2 if options.smoke else options.rounds))

@@ -50,6 +50,7 @@ class Row:
         contenders: Who -> a sampler. All work on the same memory, so that where the pages lie is
             the same for all.
         nbytes: Who -> bytes that one call moves by definition, where that says something.
+        differences: Who -> how far its parameters were from ours, in parts of the largest change.
         unit: What a sampler returns: seconds or bytes.
     """
 
@@ -57,6 +58,7 @@ class Row:
     work: str
     contenders: dict[str, Sampler]
     nbytes: dict[str, int] = field(default_factory=dict)
+    differences: dict[str, float] = field(default_factory=dict)
     unit: str = "seconds"
 
 

@@ -95,6 +95,7 @@ def as_json(facts: dict[str, Any], results: list[Result]) -> dict[str, Any]:
                 who: {
                     **vars(result.spread(who)),
                     "bytes": result.row.nbytes.get(who),
+                    "difference": result.row.differences.get(who),
                     "samples": [float(f"{x:.5g}") for x in samples],
                 }
                 for who, samples in result.samples.items()

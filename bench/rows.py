@@ -54,11 +54,12 @@ def _row(
         steps[ROOFLINE] = setting.roofline.loop(loops, work.p, work.g, work.v)
     if peers:
         steps |= by.torch_forms(work) | {"numpy": by.numpy_loop(work)}
-    work.verify(steps)
+    differences = work.verify(steps)
     reset = work.reset_gradients if work.clip else int
+    samplers = {who: timed(run, 1, reset) for who, run in steps.items()}
     nbytes = dict.fromkeys((OURS, ROOFLINE), bytes_per_element * work.p.size)
     title = f"{what}, {work.tensors} x {work.numel:,}"
-    return Row(name, title, {who: timed(run, 1, reset) for who, run in steps.items()}, nbytes)
+    return Row(name, title, samplers, nbytes, differences)
 
 
 def nesterov(setting: Setting, tensors: int) -> Row:
@@ -92,18 +93,19 @@ def small(setting: Setting) -> Row:
     if by.HAS_TORCH:
         steps[ON_TORCH] = by.optimizer_on_torch(work)
     steps |= by.torch_forms(work) | {"numpy": by.numpy_loop(work)}
-    work.verify(steps)
+    differences = work.verify(steps)
     # Five calls: the first may have to wake sleeping threads, as no call in a training loop has to.
     samplers = {who: timed(run, 5, work.reset_gradients) for who, run in steps.items()}
-    return Row("small", f"Nesterov + decay + global clip, {work.tensors} x 1000", samplers)
+    title = f"Nesterov + decay + global clip, {work.tensors} x 1000"
+    return Row("small", title, samplers, differences=differences)
 
 
 def call(setting: Setting) -> Row:
     work = Work(1, 1000)
     steps = {OURS: by.single(work), **by.torch_forms(work), "numpy": by.numpy_loop(work)}
-    work.verify(steps)
+    differences = work.verify(steps)
     samplers = {who: timed(run, setting.scale.calls) for who, run in steps.items()}
-    return Row("call", "Nesterov + decay, one call on 1 x 1000", samplers)
+    return Row("call", "Nesterov + decay, one call on 1 x 1000", samplers, differences=differences)
 
 
 def cached(setting: Setting) -> Row:

@@ -77,12 +77,16 @@ class Work:
 
     # --- verification ---------------------------------------------------------------------
 
-    def verify(self, contenders: dict[str, Step]) -> None:
-        """Ours give the oracle's bits, and the others the same up to rounding.
+    def verify(self, contenders: dict[str, Step]) -> dict[str, float]:
+        """Ours give the oracle's bits, and the others nearly the same parameters.
 
         The contenders must be fresh, and are afterwards STEPS steps old.
+
+        Returns:
+            Of the others, the largest difference from ours in parts of the largest change.
         """
         ours = None
+        differences = {}
         for name, run in contenders.items():
             if name == ROOFLINE:
                 continue
@@ -94,13 +98,18 @@ class Work:
                 self._compare_with_oracle(name)
                 ours = self.p.copy()
             elif ours is not None:
-                self._compare_with_ours(name, ours)
+                differences[name] = self._compare_with_ours(name, ours)
         self.reset()
+        return differences
 
-    def _compare_with_ours(self, name: str, ours: Array) -> None:
-        difference = float(np.max(np.abs(self.p - ours)))
-        if not difference < 1e-5:
-            raise AssertionError(f"{name}: differs from fusedstep by {difference:g}")
+    def _compare_with_ours(self, name: str, ours: Array) -> float:
+        change = float(np.max(np.abs(ours - self._start[0])))
+        difference = float(np.max(np.abs(self.p - ours))) / change
+        # The norm of torch is a float32 sum, 0.18 % too small for 2^25 normal numbers (2.13, CPU).
+        limit = 1e-5 if self.clip is None else 1e-2
+        if not difference < limit:
+            raise AssertionError(f"{name}: differs from fusedstep by {difference:g} of the change")
+        return difference
 
     def _compare_with_oracle(self, name: str) -> None:
         rule = "momentum" if self.momentum else "sgd"

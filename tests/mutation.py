@@ -75,7 +75,6 @@ MUTATIONS = [
     Mutation("copy not advanced", KERNELS, "slice(u_.copy, begin_)", "u_.copy"),
     Mutation("block border", KERNELS, "plain_ || left < block_size ? left : block_size", "plain_ || left <= block_size + 1 ? left : block_size"),
     Mutation("last block not written back", KERNELS, "if (count > 0 && !plain_) close();", "if (count == block_size && !plain_) close();"),
-    Mutation("decay term unknown", KERNELS, "for (int i : Rule::optional_terms) optional |= 1u << i;", "optional |= 1u;"),
     Mutation("value limit unknown", KERNELS, "u.conditioning.limits ? limits | scales :", ""),
     # the formulas
     Mutation("wd sign", RULE, "k[0] = h.decoupled_weight_decay != 0 ? 0.0 : h.weight_decay;", "k[0] = h.decoupled_weight_decay != 0 ? 0.0 : -h.weight_decay;"),
@@ -226,7 +225,7 @@ def first_failure(tree: Path) -> str:
         return "a hang"
     if done.returncode == 0:
         return ""
-    failed = re.search(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.MULTILINE)
+    failed = re.search(r"^(?:FAILED|ERROR) (.+?)(?: - |$)", done.stdout, re.MULTILINE)
     return failed.group(1) if failed else f"exit status {done.returncode}"
 
 

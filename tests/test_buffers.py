@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import array
 import gc
+import sys
 import types
+import weakref
 from typing import Any
 
 import fusedstep as fs
@@ -308,3 +310,59 @@ def test_description_of_arrays() -> None:
     assert _core.array_view(values(dtype=BFLOAT16)).dtype == np.uint16
     assert _core.read_scalar(np.array([0.25], np.float16)) == 0.25
     assert [p for p, _ in _core.flatten({"a": [values()], "b": values()})] == [("a", 0), ("b",)]
+
+
+# --- what is held, and for how long -------------------------------------------------------------
+
+
+def test_nothing_is_held_after_a_call() -> None:
+    arrays = [values(seed=k) for k in range(3)]
+    counts = [sys.getrefcount(x) for x in arrays]
+    for _ in range(3):
+        fs.fused_momentum_step(*arrays, lr=0.1)
+        fs.sum_squares(arrays)
+        with pytest.raises(ValueError, match="shape"):
+            fs.fused_momentum_step(arrays[0], arrays[1], np.ones(3, np.float32), lr=0.1)
+    assert [sys.getrefcount(x) for x in arrays] == counts
+
+
+def test_made_state_belongs_to_the_caller() -> None:
+    state = fs.fused_momentum_step(values(), values(seed=1), lr=0.1).state
+    gone = weakref.ref(state["velocity"].view(producers.Watched))
+    assert gone() is None
+    watched = values().view(producers.Watched)
+    gone = weakref.ref(watched)
+    fs.fused_sgd_step(watched, values(seed=1), lr=0.1)
+    del watched
+    assert gone() is None
+
+
+def test_exported_buffers_are_released() -> None:
+    """An array.array cannot be resized while someone holds its memory."""
+    param, grad = array.array("f", [1.0, 2.0]), array.array("f", [1.0, 1.0])
+    opt = fs.SGD([param], lr=0.5)
+    opt.step([grad])
+    grad.append(0.0)
+    param.append(3.0)
+    assert param.tolist() == [0.5, 1.5, 3.0]
+
+
+def test_an_optimizer_keeps_its_parameters_and_can_be_collected() -> None:
+    param = values().view(producers.Watched)
+    opt = fs.Momentum([param], lr=0.1)
+    opt.step([values(seed=1)])
+    param.opt = opt  # a cycle
+    gone = weakref.ref(param)
+    del param
+    gc.collect()
+    assert gone() is not None
+    del opt
+    gc.collect()
+    assert gone() is None
+
+
+@pytest.mark.usefixtures("isa")
+def test_many_dimensions() -> None:
+    shape = (1,) * 30 + (3, 2) + (1,) * 30 + (2, 5)
+    grad = values(shape, seed=1).transpose(*range(62), 63, 62).copy().transpose(*range(62), 63, 62)
+    check_step(values(shape), grad, values(shape, seed=2))

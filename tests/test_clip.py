@@ -355,3 +355,30 @@ def test_propagate_is_the_default() -> None:
     result = fs.fused_sgd_step(param, np.float32([math.nan, 1]), lr=1.0)
     assert not result.skipped
     np.testing.assert_array_equal(param, [math.nan, 0.0])
+
+
+def test_skip_with_groups_that_rescale_differently() -> None:
+    """Each group has a norm of its own then; one bad element anywhere skips them all."""
+    params = [np.ones(3), np.ones(20_000, np.float32), np.ones(2)]
+    groups = [
+        {"params": [p], "rescale_grad": s} for p, s in zip(params, (1.0, 0.5, 1.0), strict=True)
+    ]
+    for bad in range(3):
+        grads = [[np.ones(p.shape)] for p in params]
+        grads[bad][0][-1] = math.nan
+        assert fs.SGD(groups, lr=0.1, on_nonfinite="skip").step(grads).skipped
+        with pytest.raises(FloatingPointError, match=rf"grads\[{bad}\]\[0\]"):
+            fs.SGD(groups, lr=0.1, on_nonfinite="raise").step(grads)
+    assert all(np.all(p == 1) for p in params)
+
+
+@pytest.mark.parametrize("scale", [1e-300, 1.0, 1e300])
+def test_joint_norm_of_extreme_groups(scale: float) -> None:
+    """(3, 4, 12) has norm 13, also where the squares of some groups leave the range."""
+    params = [np.zeros(1) for _ in range(3)]
+    groups = [
+        {"params": [p], "rescale_grad": s} for p, s in zip(params, (2.0, 1.0, 0.5), strict=True)
+    ]
+    opt = fs.SGD(groups, lr=0.0, grad_clip_norm=math.inf)
+    result = opt.step([[np.array([x * scale])] for x in (1.5, 4.0, 24.0)])
+    assert math.isclose(result.grad_norm, 13 * scale, rel_tol=1e-15)

@@ -64,6 +64,14 @@ def test_first_step_is_not_dampened() -> None:
     assert p[0] == -0.25
 
 
+@pytest.mark.usefixtures("isa")
+def test_first_velocity_is_the_gradient_itself() -> None:
+    """v = g, not 0.9*0 + g: the sign of zero stays."""
+    grad = np.full(20, -0.0, np.float32)
+    state = fs.fused_momentum_step(np.zeros(20, np.float32), grad, lr=1.0).state
+    assert not mismatch(state["velocity"], grad)
+
+
 def test_state_of_single_arrays_and_trees() -> None:
     single = fs.fused_momentum_step(ones(), ones(), lr=0.1).state["velocity"]
     assert isinstance(single, np.ndarray)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from typing import Any
 
@@ -122,6 +123,29 @@ def test_late_gradients_equal_to_torch() -> None:
     assert all(torch.equal(p, q) for p, q in zip(theirs, ours, strict=True))
 
 
+CHANGES = {
+    "momentum comes later": [(0.0, 0.0)] * 3 + [(0.9, 0.5)] * 3,
+    "momentum pauses": [(0.9, 0.5)] * 3 + [(0.0, 0.5)] * 2 + [(0.9, 0.5)] * 3,
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_switching_momentum_equal_to_torch(change: str) -> None:
+    """The buffer is made when momentum first applies, undamped, and waits while it does not."""
+    theirs, ours = make_parameters(torch.float32), make_parameters(torch.float32)
+    oracle, opt = torch.optim.SGD(theirs, lr=0.01), fs.SGD(ours, lr=0.01)
+    for (momentum, dampening), grads in zip(
+        CHANGES[change], make_gradients(torch.float32), strict=False
+    ):
+        for p, q, g in zip(theirs, ours, grads, strict=True):
+            p.grad, q.grad = g.clone(), g.clone()
+        for groups in (oracle.param_groups, opt.param_groups):
+            groups[0].update(momentum=momentum, dampening=dampening)
+        oracle.step()
+        opt.step()
+    assert all(torch.equal(p, q) for p, q in zip(theirs, ours, strict=True))
+
+
 # --- tensors as buffers -----------------------------------------------------------------------
 
 
@@ -150,6 +174,44 @@ def test_training_a_module(named: bool) -> None:
         assert torch.equal(p, q)
     keys = list(opt.state_dict()["state"])
     assert keys == (["0.weight", "0.bias", "2.weight", "2.bias"] if named else [0, 1, 2, 3])
+
+
+def test_groups_of_a_module() -> None:
+    """As torch users write them: generators in group dicts, no decay on biases, step() alone."""
+    model, loss = model_and_loss()
+    twin, twin_loss = model_and_loss()
+
+    def groups(module: Any) -> list[dict[str, Any]]:
+        named = dict(module.named_parameters())
+        return [
+            {"params": (p for n, p in named.items() if "weight" in n), "weight_decay": 0.1},
+            {"params": [p for n, p in named.items() if "bias" in n], "lr": 0.2},
+        ]
+
+    opt = fs.SGD(groups(model), lr=0.05, momentum=0.9)
+    oracle = torch.optim.SGD(groups(twin), lr=0.05, momentum=0.9)
+    for _ in range(5):
+        for optimizer, value in ((opt, loss), (oracle, twin_loss)):
+            optimizer.zero_grad()
+            value().backward()
+            optimizer.step()
+    for p, q in zip(model.parameters(), twin.parameters(), strict=True):
+        assert torch.equal(p, q)
+
+
+def test_deepcopy_with_the_module() -> None:
+    model, loss = model_and_loss()
+    opt = fs.Momentum(model.parameters(), lr=0.05)
+    loss().backward()
+    opt.step()
+    twin, twin_opt = copy.deepcopy((model, opt))
+    for each, optimizer in ((model, opt), (twin, twin_opt)):
+        for p in each.parameters():
+            p.grad = torch.ones_like(p)
+        optimizer.step()
+    for p, q in zip(model.parameters(), twin.parameters(), strict=True):
+        assert torch.equal(p, q)
+        assert p.data_ptr() != q.data_ptr()
 
 
 def test_state_is_made_by_torch() -> None:

@@ -84,11 +84,18 @@ py::tuple Plan::get_state(std::size_t index) const {
 void Plan::set_state(std::size_t index, const py::tuple& buffers) {
   Entry& entry = at(index);
   if (buffers.size() > max_slots) throw InternalError("too many state buffers");
+  // Spelt in errors only: a walk to the leaf, for every leaf, would be quadratic.
+  std::vector<Path> path(entry.path.size());
+  for (std::size_t k = 0; k < path.size(); ++k) {
+    path[k] = {k > 0 ? &path[k - 1] : nullptr, py::object(entry.path[k]).ptr(), 0};
+  }
+  const Path* const leaf = path.empty() ? nullptr : &path.back();
+  const std::string& param = names_[entry.tree];
+  const std::string state = "the state of " + param;
   const Call::Handle call = Call::make();
-  const std::string param = spell(index, Role::param, 0), state = spell(index, Role::state, 0);
   for (const auto buffer : buffers) {
-    call->add_state(entry.param.ptr(), {param.c_str(), nullptr}, buffer.ptr(),
-                    {state.c_str(), nullptr});
+    call->add_state(entry.param.ptr(), {param.c_str(), leaf}, buffer.ptr(),
+                    {state.c_str(), leaf});
   }
   for (std::size_t k = 0; k < max_slots; ++k) {
     entry.states[k] = k < buffers.size() ? py::object(buffers[k]) : py::object();
@@ -178,18 +185,22 @@ class Plan::Filler {
 
   /// Tensors with the same hyper-parameters that have come equally far share a row.
   std::uint32_t row(const Entry& entry) {
+    // Not the same as the first step: SGD makes its buffer when momentum first applies.
+    const bool first = !entry.states[0];
     for (auto known = rows_.rbegin(); known != rows_.rend(); ++known) {
-      if (known->spec == entry.row && known->steps == entry.steps) return known->index;
+      const bool alike = known->spec == entry.row && known->steps == entry.steps;
+      if (alike && known->first == first) return known->index;
     }
-    const Progress progress{entry.steps + 1, entry.steps == 0};
+    const Progress progress{entry.steps + 1, first};
     const std::uint32_t index = call_.add_row(specs_.at(entry.row), progress);
-    rows_.push_back({entry.row, entry.steps, index});
+    rows_.push_back({entry.row, entry.steps, first, index});
     return index;
   }
 
   struct Known {
     std::size_t spec;
     std::int64_t steps;
+    bool first;
     std::uint32_t index;
   };
 

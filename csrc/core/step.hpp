@@ -68,15 +68,15 @@ struct StepCall {
   bool joint;
   bool measure_norm;    ///< read all gradients first and fill `norms`
   bool skip_nonfinite;  ///< write nothing if a norm is not finite (or the given one is not)
-  /// Null, or norms that the caller has reduced already, before scope_scale: one per scope, a single
-  /// one if `joint`. Not together with `measure_norm`.
+  /// Null, or norms that the caller has reduced already, before scope_scale: one per scope, a
+  /// single one if `joint`. Not together with `measure_norm`.
   const double* given_norms;
   int num_threads;  ///< upper bound; small calls stay on the calling thread
 };
 
 /// What a step reports. The caller owns the arrays.
 struct StepOutcome {
-  double* norms;  ///< [num_scopes] scaled norms (all equal if joint); untouched if unknown
+  double* norms;       ///< [num_scopes] scaled norms (all equal if joint); untouched if unknown
   double* clip_coefs;  ///< [num_rows] min(1, clip_norm / norm), without rescale_grad and sign
   bool skipped;
   std::int64_t first_nonfinite;  ///< tensor index, -1 if none or not measured

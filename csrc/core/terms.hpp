@@ -29,7 +29,6 @@ template <class T>
 struct Term {
   T value;
   bool used;
-  Term() = default;
   FUSEDSTEP_HD explicit Term(Coefficient k) : value(static_cast<T>(k.value)), used(k.used) {}
 };
 

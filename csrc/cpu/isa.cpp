@@ -35,12 +35,14 @@ bool runs_avx512() {
 }
 #endif
 
-const Isa all_isas[] = {// best first
+/// Best first.
+const Isa all_isas[] = {
 #if defined(FUSEDSTEP_X86)
-                        {"avx512", runs_avx512, &kernels_avx512},
-                        {"avx2", runs_avx2, &kernels_avx2},
+    {"avx512", runs_avx512, &kernels_avx512},
+    {"avx2", runs_avx2, &kernels_avx2},
 #endif
-                        {"scalar", [] { return true; }, &kernels_scalar}};
+    {"scalar", [] { return true; }, &kernels_scalar},
+};
 
 const Isa& find(const std::string& name, const std::string& asked_by) {
   std::string built, here;

@@ -12,7 +12,7 @@
 namespace fusedstep::cpu {
 namespace {
 
-// --- storage policies: how the element loop gets at the buffers of an update ---------------------
+// --- storage policies: how the element loop gets at the buffers of an update ------------------
 
 /// The buffers by the types that the loop reads and writes.
 template <class P, class G, class S>
@@ -91,7 +91,7 @@ class Decoded {
   float scratch_[2 + max_slots][block_size];
 };
 
-// --- the element loop ----------------------------------------------------------------------------
+// --- the element loop -------------------------------------------------------------------------
 
 /// What is constant over one update, rounded once to the arithmetic type T.
 template <class Rule, class T>
@@ -111,8 +111,7 @@ template <class V, class Rule, class T, class P, class G, class S>
 FUSEDSTEP_HD std::int64_t run(const Constants<Rule, T>& k, const Streams<P, G, S>& at,
                               std::int64_t i, std::int64_t count) {
   for (; i + width<V> <= count; i += width<V>) {
-    // The tail is shorter than a register; without this, compilers vectorize it as a loop of its
-    // own.
+    // The tail is shorter than a register. Without this, compilers vectorize it all the same.
     if constexpr (width<V> < width<Pack<T>>) asm volatile("");
     V param, grad, slots[max_slots];
     load(param, at.param + i);
@@ -136,11 +135,10 @@ FUSEDSTEP_HD void update_all(const Update& u, const Conditioning<double>& condit
   }
 }
 
-// --- which terms
-// ----------------------------------------------------------------------------------- A branch per
-// term in the element loop costs up to half the speed in cache, and 5 % in memory. So each set of
-// terms that a rule calls ordinary gets a loop without. (Where the C library does the fused
-// multiply-add, branches do not matter.)
+// --- which terms ------------------------------------------------------------------------------
+// A branch per term in the element loop costs up to half the speed in cache, and 5 % in memory. So
+// each set of terms that a rule calls ordinary gets a loop without. (Where the C library does the
+// fused multiply-add, branches do not matter.)
 
 #if defined(__AVX2__) || defined(__aarch64__)
 constexpr bool has_fast_fma = true;
@@ -150,8 +148,10 @@ constexpr bool has_fast_fma = false;
 
 constexpr unsigned scales = 1u << 30, limits = 1u << 31;
 
+static_assert(max_coefficients <= 30);
+
 template <class Rule>
-constexpr unsigned all_terms = (1u << length_of<decltype(Rule::coefficients)>)-1;
+constexpr unsigned all_terms = ~(~0u << length_of<decltype(Rule::coefficients)>);
 
 /// The terms that `u` uses: bit i for coefficient i, and the conditioning of the gradient.
 template <class Rule>
@@ -165,7 +165,8 @@ unsigned used_terms(const Update& u) {
 template <class Rule>
 constexpr unsigned optional_terms() {
   unsigned optional = scales | limits;
-  for (int i : Rule::optional_terms) optional |= 1u << i;
+  for (int n = 0; n < length_of<decltype(Rule::optional_terms)>; ++n)
+    optional |= 1u << Rule::optional_terms[n];
   return optional;
 }
 
@@ -193,8 +194,7 @@ void update_elements(const Update& u) {
   update_all<Rule, T, Storage>(u, u.conditioning, u.coefficients);
 }
 
-// --- which storage
-// ---------------------------------------------------------------------------------
+// --- which storage ----------------------------------------------------------------------------
 
 /// A 16-bit parameter with a gradient of its own type and float32 states.
 template <class Rule>

@@ -14,8 +14,8 @@ FUSEDSTEP_HD void* skip_bytes(void* data, std::int64_t bytes) {
 FUSEDSTEP_HD Slot slice(const Slot& from, std::int64_t i) {
   const auto stored_size = static_cast<std::int64_t>(size_of(from.dtype));
   constexpr auto scale_size = static_cast<std::int64_t>(sizeof(float));
-  return {skip_bytes(from.data, i * stored_size),
-          skip_bytes(from.aux, i / block_size * scale_size), from.dtype};
+  return {skip_bytes(from.data, i * stored_size), skip_bytes(from.aux, i / block_size * scale_size),
+          from.dtype};
 }
 
 /// Up to a chunk of one tensor, ready to be updated.

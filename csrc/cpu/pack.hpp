@@ -85,7 +85,7 @@ FUSEDSTEP_HD __m512d at_least(__m512d bound, __m512d x) { return _mm512_max_pd(b
 
 #endif
 
-// --- the same for all registers: compilers know + - * / on them ---------------------------------
+// --- the same for all registers: compilers know + - * / on them -------------------------------
 
 template <class T, int n>
 FUSEDSTEP_HD Simd<T, n> operator+(Simd<T, n> a, Simd<T, n> b) {

@@ -10,7 +10,7 @@
 namespace fusedstep::cpu {
 namespace {
 
-// --- doubles in flight -------------------------------------------------------------------------
+// --- doubles in flight ------------------------------------------------------------------------
 
 /// The register that elements of type T are widened to.
 template <class T>
@@ -29,7 +29,7 @@ struct Wide<float> {
 template <class D>
 constexpr int row_registers = norm_tree::lanes / width<D>;
 
-// --- loading a row -------------------------------------------------------------------------------
+// --- loading a row ----------------------------------------------------------------------------
 // Lane order may differ from element order as long as the fold below pairs the right lanes.
 
 #define FUSEDSTEP_UNROLL _Pragma("GCC unroll 32")
@@ -108,7 +108,7 @@ FUSEDSTEP_HD void load_row(const bf16* x, Simd<double, 4>* row) {
 
 #endif
 
-// --- the tree ------------------------------------------------------------------------------------
+// --- the tree ---------------------------------------------------------------------------------
 
 /// sum + (scale*x)^2. The square of anything but a float64 is exact in float64, so there a fused
 /// operation gives the same bits.
@@ -193,7 +193,7 @@ double sum_squares(const void* x, DType dtype, std::int64_t count, double scale)
                       : sum_chunk<true>(x, dtype, count, scale);
 }
 
-// --- the largest magnitude -----------------------------------------------------------------------
+// --- the largest magnitude --------------------------------------------------------------------
 
 /// Magnitudes order like their bits, with NaN on top.
 template <class T, class Arithmetic>

@@ -8,7 +8,7 @@
 namespace fusedstep::cpu {
 namespace {
 
-// --- one run of equally spaced elements ----------------------------------------------------------
+// --- one run of equally spaced elements -------------------------------------------------------
 
 template <class To, class From>
 To convert(From x) {
@@ -52,7 +52,7 @@ CopyRun copy_run_from(GradLayout::Source source) {
   }
 }
 
-// --- all dimensions ------------------------------------------------------------------------------
+// --- all dimensions ---------------------------------------------------------------------------
 
 struct Walk {
   const GradLayout& layout;

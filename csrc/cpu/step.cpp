@@ -2,11 +2,13 @@
 
 #include <sched.h>
 
+#include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
 #include <limits>
-#include <string>
+#include <vector>
 
 #include "core/norm_tree.hpp"
 #include "cpu/float_env.hpp"
@@ -19,7 +21,7 @@
 namespace fusedstep::cpu {
 namespace {
 
-// --- rows ----------------------------------------------------------------------------------------
+// --- rows -------------------------------------------------------------------------------------
 
 /// What the kernels need of a row.
 struct RowConstants {
@@ -49,8 +51,7 @@ void prepare_coefficients(RuleList<All...> /*rules*/, const Row& row, double* co
   }
 }
 
-// --- how many threads
-// ------------------------------------------------------------------------------
+// --- how many threads -------------------------------------------------------------------------
 
 // Where two threads beat one (measured: 2 CPUs of Zen 4, 2026). Workers that sleep between regions,
 // rather than spin for a while, take 50 us to wake.
@@ -72,8 +73,7 @@ int useful_threads(std::int64_t elements, std::int64_t most, bool only_sum) {
   return static_cast<int>(std::max<std::int64_t>(most, 1));
 }
 
-// --- one step
-// --------------------------------------------------------------------------------------
+// --- one step ---------------------------------------------------------------------------------
 
 /// A stage runs over all chunks. The thread that finishes a stage's last chunk decides what comes
 /// next, the others wait for that decision. The two stages in the middle are the second look.
@@ -191,8 +191,7 @@ void Job::list_work() {
   }
 }
 
-// --- running stages
-// --------------------------------------------------------------------------------
+// --- running stages ---------------------------------------------------------------------------
 
 void Job::run_serially(Stage stage) {
   for (; stage != Stage::finished; stage = stage_after(stage))
@@ -266,8 +265,7 @@ void Job::update(const Tensor& tensor, const Chunk& chunk, int worker) {
   kernels_.update[call_.rows[tensor.row].rule](u);
 }
 
-// --- between stages: one thread, all chunks of the stage are done
-// ------------------------------------
+// --- between stages: one thread, all chunks of the stage are done -----------------------------
 
 Stage Job::stage_after(Stage stage) {
   if (stage == Stage::update) return Stage::finished;

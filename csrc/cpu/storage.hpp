@@ -7,12 +7,11 @@
 #include "cpu/pack.hpp"
 
 /// How buffers are read into and written from arithmetic values (numbers or registers). Included by
-/// the kernel objects only, like cpu/pack.hpp. No address needs to be aligned, not even to its
-/// type.
+/// the kernel objects only, like cpu/pack.hpp. Addresses need not even be aligned to their type.
 namespace fusedstep::cpu {
 namespace {
 
-// --- one number --------------------------------------------------------------------------------
+// --- one number -------------------------------------------------------------------------------
 
 template <class T>
 FUSEDSTEP_HD T read(const T* at) {
@@ -35,7 +34,7 @@ FUSEDSTEP_HD void store(float x, f16* at) { write(to_f16(x), at); }
 FUSEDSTEP_HD void store(float x, bf16* at) { write(to_bf16(x), at); }
 FUSEDSTEP_HD void store(double x, double* at) { write(x, at); }
 
-// --- one register ------------------------------------------------------------------------------
+// --- one register -----------------------------------------------------------------------------
 
 template <class T, int n>
 FUSEDSTEP_HD void load(Simd<T, n>& out, const T* at) {
@@ -103,8 +102,7 @@ FUSEDSTEP_HD void store(Simd<float, 8> x, bf16* at) {
 
 #endif
 
-// --- whole runs: storage that is not read element by element, or rarely
-// ---------------------------
+// --- whole runs: storage that is not read element by element, or rarely -----------------------
 
 /// `count` stored elements -> float32.
 template <class T>

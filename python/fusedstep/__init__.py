@@ -10,8 +10,9 @@ from fusedstep._core import (
     set_num_threads,
     sum_squares,
 )
+from fusedstep.base import Optimizer
 from fusedstep.functional import fused_momentum_step, fused_nesterov_step, fused_sgd_step
-from fusedstep.optimizers import SGD, Momentum, MomentumNesterov, Optimizer
+from fusedstep.optimizers import SGD, Momentum, MomentumNesterov
 from fusedstep.schedules import ConstantLR, ExponentialLR, Schedule, StepLR
 
 __version__: str = build_info()["version"]

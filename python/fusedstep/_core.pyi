@@ -1,9 +1,8 @@
 """Stub of the compiled core. Private: the public names are those of `fusedstep`."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, final
+from typing import Any, TypeAlias, final
 
-import numpy as np
 from numpy.typing import NDArray
 
 class InternalError(RuntimeError): ...
@@ -67,7 +66,7 @@ class StepResult:
 #     (rescale_grad, maximize, grad_clip_norm, grad_clip_value, *hypers of the rule in its order)
 # of floats or bools; grad_clip_norm and grad_clip_value may be None. It is range-checked by the
 # caller.
-Row = tuple[Any, ...]
+Row: TypeAlias = tuple[Any, ...]
 
 def step(
     rule: int,

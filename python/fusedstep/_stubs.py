@@ -1,6 +1,6 @@
-"""Writes `functional.pyi`, the signatures of the functional steps as type checkers read them.
+"""Writes `functional.pyi`: the functional steps as type checkers and editors read them.
 
-Run `python -m fusedstep._stubs` after a change of an optimizer's signature.
+Run `python -m fusedstep._stubs` after a change of an optimizer's signature or docstring.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from fusedstep.base import Optimizer
-from fusedstep.codegen import Declaration
+from fusedstep.docs import function_docstring
 from fusedstep.hyperparameters import Hyperparameter
 
 _HEAD = '''\
@@ -21,11 +21,13 @@ from fusedstep.hyperparameters import (
 )
 '''
 
-_FUNCTION = """
+_FUNCTION = '''
 def {name}(
     {arguments},
-) -> StepResult: ...
-"""
+) -> StepResult:
+    r"""{docstring}
+    """
+'''
 
 
 def _argument(hyper: Hyperparameter) -> str:
@@ -34,7 +36,8 @@ def _argument(hyper: Hyperparameter) -> str:
     return f"{hyper.name}: {hyper.alias}{default}".replace("'", '"')
 
 
-def _function(declaration: Declaration) -> str:
+def _function(optimizer: type[Optimizer]) -> str:
+    declaration = optimizer.declaration
     arguments = [
         *("params: Tree", "grads: Tree"),
         *(f"{slot}: Tree = None" for slot in declaration.function_slots),
@@ -42,24 +45,29 @@ def _function(declaration: Declaration) -> str:
         *(_argument(hyper) for hyper in declaration.of_function()),
         *("grad_norm: float | None = None", "param_copy: Tree = None"),
     ]
-    return _FUNCTION.format(name=declaration.function, arguments=",\n    ".join(arguments))
+    lines = function_docstring(optimizer).rstrip().split("\n")
+    return _FUNCTION.format(
+        name=declaration.function,
+        arguments=",\n    ".join(arguments),
+        docstring="\n".join(f"    {line}" if line else "" for line in lines).lstrip(),
+    )
 
 
-def stub(optimizers: list[type[Optimizer]]) -> str:
+def stub() -> str:
     """The text of the stub."""
-    declarations = [optimizer.declaration for optimizer in optimizers]
-    names = {hyper.alias for d in declarations for hyper in d.of_function()} | {"Tree"}
-    head = _HEAD.format(names="\n".join(f"    {name}," for name in sorted(names)))
-    return head + "".join(map(_function, declarations))
+    import fusedstep.optimizers  # noqa: F401  (the classes register themselves)
+
+    optimizers = Optimizer.__subclasses__()
+    names = {hyper.alias for kind in optimizers for hyper in kind.declaration.of_function()}
+    head = _HEAD.format(names="\n".join(f"    {name}," for name in sorted(names | {"Tree"})))
+    return head + "".join(map(_function, optimizers))
 
 
 def main() -> None:
     """Writes the stub beside this file, or to the path given."""
-    import fusedstep.optimizers  # noqa: F401  (registers the classes)
-
     default = Path(__file__).with_name("functional.pyi")
     target = Path(sys.argv[1]) if len(sys.argv) > 1 else default
-    target.write_text(stub(Optimizer.__subclasses__()))
+    target.write_text(stub())
 
 
 if __name__ == "__main__":

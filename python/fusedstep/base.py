@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from fusedstep import _core
 from fusedstep.buffers import copy_like
-from fusedstep.codegen import CALL_WIDE, Declaration, Packer, make_packer
+from fusedstep.codegen import Declaration, Packer, make_packer
 from fusedstep.docs import class_docstring
 from fusedstep.groups import (
     Group,
@@ -73,7 +73,8 @@ class Optimizer(ABC):
         self._steps = 0
         self._plain_lr = _PlainLR(self)
         for hyper in self.declaration.hypers:
-            if not callable(arguments[hyper.name]):
+            function = callable(arguments[hyper.name]) and hyper.name in {"lr", "weight_decay"}
+            if not function:
                 hyper.check(hyper.name, arguments[hyper.name])
         self._rule_of(self.defaults)
         if arguments["params"] is not None:
@@ -97,15 +98,16 @@ class Optimizer(ABC):
                 or an array is registered already. Nothing has changed then.
         """
         again = any(tree is params for tree in self._trees)
+        listed = is_group_list(params)
         new = [] if again else read_groups(params, self.defaults)
         groups = self.param_groups + new
-        grouped = self._grouped or is_group_list(params) or len(groups) > 1
+        grouped = self._grouped or listed or len(groups) > 1
         plan = make_plan(groups, grouped, self._plan)
         keys = leaf_keys(plan, groups)
         members = assign_rows(plan, groups)
         self._rows(groups, members)
-        own_lr = [is_group_list(params) and "lr" in params[k] for k in range(len(new))]  # type: ignore[index]
-        self._follow += [len(self.param_groups) + k for k in range(len(new)) if not own_lr[k]]
+        own_lr = ["lr" in group for group in params] if listed else [False] * len(new)
+        self._follow += [len(self.param_groups) + k for k, own in enumerate(own_lr) if not own]
         self.param_groups += new
         self._bind(plan, keys, members)
         self._grouped = grouped
@@ -343,14 +345,15 @@ class Optimizer(ABC):
         self._bind(plan, self._keys, assign_rows(plan, self.param_groups))
 
     def __repr__(self) -> str:
+        group = self.param_groups[0] if len(self.param_groups) == 1 else self.defaults
         hypers = [
-            f"{hyper.name}={self.defaults[hyper.name]!r}"
+            f"{hyper.name}={group[hyper.name]!r}"
             for hyper in self.declaration.of_group()
-            if hyper.name in {"lr", "momentum"} or self.defaults[hyper.name] != hyper.default
+            if hyper.name in {"lr", "momentum"} or group[hyper.name] != hyper.default
         ]
-        counts = ((len(self._keys), "array"), (len(self.param_groups), "group"), (self._steps, "step"))
-        text = ", ".join(f"{count} {noun}{'s' * (count != 1)}" for count, noun in counts)
-        return f"{type(self).__name__}({', '.join(hypers)}; {text})"
+        sizes = {"array": len(self._keys), "group": len(self.param_groups), "step": self._steps}
+        counts = [f"{size} {noun}{'s' * (size != 1)}" for noun, size in sizes.items()]
+        return f"{type(self).__name__}({', '.join(hypers)}; {', '.join(counts)})"
 
 
 def _has_new_decay(group: Group, member: Members) -> bool:
@@ -368,11 +371,8 @@ class _PlainLR(ConstantLR):
         self.total_iters = 0
         self._assigned = None
 
-    def at(self, t: int) -> float:  # noqa: ARG002
-        return self._optimizer.lr
-
     @property
-    def base_lr(self) -> float:  # type: ignore[override]
+    def base_lr(self) -> float:
         return self._optimizer.lr
 
     @base_lr.setter
@@ -387,5 +387,5 @@ class _PlainLR(ConstantLR):
     def current_lr(self, value: float) -> None:
         self._optimizer.lr = value
 
-    def __repr__(self) -> str:
-        return f"ConstantLR(base_lr={self.base_lr!r}, factor=1.0, total_iters=0, last_epoch={self.last_epoch})"
+    def _constants(self) -> dict[str, Any]:
+        return {"base_lr": self.base_lr, **super()._constants()}

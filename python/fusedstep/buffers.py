@@ -52,7 +52,8 @@ def _numpy_dtype(name: str) -> np.dtype[Any]:
         return np.dtype(name)
     if "ml_dtypes" not in sys.modules:
         raise TypeError("a bfloat16 NumPy array needs the package ml_dtypes to be imported")
-    return np.dtype(sys.modules["ml_dtypes"].bfloat16)
+    found: np.dtype[Any] = np.dtype(sys.modules["ml_dtypes"].bfloat16)
+    return found
 
 
 def _numpy(_module: ModuleType) -> Producer:

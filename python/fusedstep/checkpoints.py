@@ -1,4 +1,4 @@
-"""The state of an optimizer as a dict and as a file. Whatever is loaded is checked first, all of it.
+"""The state of an optimizer as a dict and as a file. What is loaded is checked first, all of it.
 
 A file is an ordinary `.npz`: `params/<key>` and `velocity/<key>` for each array, and the entry
 `fusedstep.json` (UTF-8 text as uint8) with everything else. bfloat16 arrays are stored as their
@@ -11,7 +11,7 @@ import json
 import os
 import secrets
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -46,7 +46,8 @@ def capture(optimizer: Optimizer) -> dict[str, Any]:
         assert plan is not None
         kept, step = plan.get_state(leaf), plan.get_steps(leaf)
         if step > 0 or kept:
-            state[key] = {**dict(zip(optimizer.declaration.slots, kept, strict=False)), "step": step}
+            buffers = dict(zip(optimizer.declaration.slots, kept, strict=False))
+            state[key] = {**buffers, "step": step}
     groups = [_entry(optimizer, index) for index in range(len(optimizer.param_groups))]
     return {"state": state, "param_groups": groups, "steps": optimizer.steps}
 
@@ -85,9 +86,9 @@ class _Restored:
     def __init__(self, optimizer: Optimizer, state: Mapping[str, Any]) -> None:
         self.optimizer = optimizer
         optimizer._bound_plan()
-        missing = [name for name in ("state", "param_groups") if name not in state]
-        if missing:
-            raise ValueError(f"state_dict: missing key {' and '.join(map(repr, missing))}")
+        for name, kind in (("state", Mapping), ("param_groups", (list, tuple))):
+            if not isinstance(state, Mapping) or not isinstance(state.get(name), kind):
+                raise ValueError(f"state_dict: expected a dict with {name!r}, as state_dict() gives")
         self.schedules: list[tuple[Schedule, Mapping[str, Any]]] = []
         self.writes: list[tuple[NDArray[Any], Any]] = []
         self.groups = self._read_groups(state["param_groups"])
@@ -113,11 +114,10 @@ class _Restored:
 
     # --- param groups ---
 
-    def _read_groups(self, saved: Any) -> list[Group]:
+    def _read_groups(self, saved: Sequence[Mapping[str, Any]]) -> list[Group]:
         groups = self.optimizer.param_groups
-        if not isinstance(saved, (list, tuple)) or len(saved) != len(groups):
-            count = len(saved) if isinstance(saved, (list, tuple)) else shown(saved)
-            raise ValueError(f"param_groups: expected {len(groups)} groups, got {count}")
+        if len(saved) != len(groups):
+            raise ValueError(f"param_groups: expected {len(groups)} groups, got {len(saved)}")
         return [self._read_group(index, entry) for index, entry in enumerate(saved)]
 
     def _read_group(self, index: int, entry: Mapping[str, Any]) -> Group:
@@ -130,8 +130,10 @@ class _Restored:
         new = {**group, **{name: entry[name] for name in wanted}, "params": group["params"]}
         new["lr"] = self._read_lr(f"{where}['lr']", group["lr"], entry)
         if (entry["weight_decay"] == FUNCTION) != callable(group["weight_decay"]):
-            saved, now = shown(entry["weight_decay"]), shown(group["weight_decay"])
-            raise ValueError(f"{where}['weight_decay']: the saved one was {saved}, here it is {now}")
+            raise ValueError(
+                f"{where}['weight_decay']: the saved one was {shown(entry['weight_decay'])}, here "
+                f"it is {shown(group['weight_decay'])}; a function has to be given anew"
+            )
         if callable(group["weight_decay"]):
             new["weight_decay"] = group["weight_decay"]
         return new
@@ -142,10 +144,11 @@ class _Restored:
             return
         lost = [shown(key) for key in mine if key not in saved][:5]
         extra = [shown(key) for key in saved if key not in mine][:5]
-        parts = [f"{name} {', '.join(keys)}" for name, keys in (("no", lost), ("other", extra)) if keys]
+        differ = f"missing {', '.join(lost)}; " if lost else ""
+        differ += f"unknown {', '.join(extra)}; " if extra else ""
         raise ValueError(
             f"{where}['params']: expected the {len(mine)} arrays of this optimizer, got "
-            f"{len(saved)}: {'; '.join(parts) or 'in another order'}"
+            f"{len(saved)}; {differ or 'in another order; '}keys are paths, or indices in a list"
         )
 
     def _read_lr(self, where: str, lr: Any, entry: Mapping[str, Any]) -> Any:
@@ -162,8 +165,8 @@ class _Restored:
             return lr
         if saved is not None:
             raise ValueError(
-                f"{where}: the saved one followed a {saved['type']}; give this optimizer one, "
-                f"lr={saved['type']}(...), before loading"
+                f"{where}: the saved one followed {saved['type']}, here there is no schedule; make "
+                f"the optimizer with lr={saved['type']}(...)"
             )
         if isinstance(lr, (int, float, np.number)):
             return entry["lr"]
@@ -185,8 +188,10 @@ class _Restored:
 
     def _read_entry(self, where: str, leaf: int, entry: Mapping[str, Any]) -> None:
         slots = self.optimizer.declaration.slots
+        if not isinstance(entry, Mapping):
+            raise ValueError(f"{where}: expected a dict, got {shown(entry)}")
         names = [name for name in slots if name in entry]
-        if set(entry) - {"step"} != set(names) or "step" not in entry or len(names) not in {0, len(slots)}:
+        if set(entry) != {*names, "step"} or len(names) not in {0, len(slots)}:
             raise ValueError(f"{where}: expected {[*slots, 'step']}, got {list(entry)}")
         param = self.plan.leaf(leaf)
         for name in names:
@@ -291,9 +296,8 @@ def load(optimizer: Optimizer, path: str | os.PathLike[str], *, params: bool) ->
             if header["optimizer"] != own:
                 raise ValueError(f"a checkpoint of {header['optimizer']}, not of {own}")
             restored = _Restored(optimizer, {**header, "state": _state_of(table)})
-            targets = []
-            if params and header["has_params"]:
-                targets = restored.read_params({key: kept["params"] for key, (_, kept) in table.items()})
+            saved = {key: kept["params"] for key, (_, kept) in table.items() if "params" in kept}
+            targets = restored.read_params(saved) if params and header["has_params"] else []
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{os.fspath(path)}: {error}") from error
     restored.take_over()
@@ -305,6 +309,9 @@ _Table = dict[Key, tuple[int, dict[str, Stored]]]  # for each array its step and
 
 def _read(file: IO[bytes]) -> tuple[dict[str, Any], _Table]:
     """Header and arrays of a file, read to the end: what is damaged is noticed here."""
+    if file.read(2) != b"PK":
+        raise ValueError("no checkpoint of fusedstep, which is an .npz file")
+    file.seek(0)
     try:
         archive = np.load(file, allow_pickle=False)
         header = json.loads(archive[HEADER].tobytes())

@@ -55,10 +55,8 @@ def _row_text(declaration: Declaration, rule: str) -> str:
     wanted = (*ROW_HEAD, *_core.rules()[rule]["hypers"])
     values = [name if name in names else f"({declaration.fixed[name]})" for name in wanted]
     # A `next_momentum` of None stands for the momentum itself, in every rule that has one.
-    return ", ".join(
-        "momentum if next_momentum is None else next_momentum" if value == "next_momentum" else value
-        for value in values
-    )
+    coming = "momentum if next_momentum is None else next_momentum"
+    return ", ".join(coming if value == "next_momentum" else value for value in values)
 
 
 def _check_text(hyper: Hyperparameter, indent: str) -> str:
@@ -131,7 +129,8 @@ def step_annotations(hypers: tuple[Hyperparameter, ...], slots: tuple[str, ...])
     """Annotations of a functional step, in the order of its arguments."""
     trees = dict.fromkeys(("params", "grads", *slots), Any)
     given = {hyper.name: hyper.annotation for hyper in hypers}
-    return trees | given | {"grad_norm": float | None, "param_copy": Any, "return": _core.StepResult}
+    last = {"grad_norm": float | None, "param_copy": Any, "return": _core.StepResult}
+    return trees | given | last
 
 
 Packer = Callable[[Mapping[str, Any], float, float], tuple[int, tuple[Any, ...]]]

@@ -4,19 +4,30 @@ from __future__ import annotations
 
 import inspect
 import re
+from typing import TYPE_CHECKING
 
-from fusedstep.codegen import Declaration
 from fusedstep.hyperparameters import Hyperparameter
 
+if TYPE_CHECKING:
+    from fusedstep.base import Optimizer
+
+# In the docstring of a class it stands for the arguments that the signature declares.
 PLACEHOLDER = "The hyper-parameters of the signature."
+_WIDTH = 100
 
 
-def _entry(name: str, text: str, indent: str) -> str:
-    return f"{indent}{name}: " + text.replace("\n", f"\n{indent}    ")
+def _wrapped(text: str, indent: str) -> str:
+    """One paragraph; `textwrap` would cost a millisecond of import time."""
+    lines = [indent]
+    for word in text.split():
+        if len(lines[-1]) + 1 + len(word) > _WIDTH - 4:
+            lines.append(f"{indent}   ")
+        lines[-1] += word if lines[-1] == indent else f" {word}"
+    return "\n".join(lines)
 
 
 def _arguments(hypers: tuple[Hyperparameter, ...], indent: str) -> str:
-    return "\n".join(_entry(hyper.name, hyper.doc, indent) for hyper in hypers)
+    return "\n".join(_wrapped(f"{hyper.name}: {hyper.doc}", indent) for hyper in hypers)
 
 
 def class_docstring(text: str, hypers: tuple[Hyperparameter, ...]) -> str:
@@ -27,19 +38,18 @@ def class_docstring(text: str, hypers: tuple[Hyperparameter, ...]) -> str:
     return text[: found.start()] + _arguments(hypers, found[1]) + text[found.end() :]
 
 
-def sections(text: str) -> dict[str, str]:
+def _sections(text: str) -> dict[str, str]:
     """The parts of a Google-style docstring by title; what comes before the first one is ''."""
-    parts = re.split(r"^([A-Z][\w ]*):\n", inspect.cleandoc(text), flags=re.MULTILINE)
+    parts = re.split(r"^([A-Z]\w*):\n", inspect.cleandoc(text), flags=re.MULTILINE)
     return {"": parts[0]} | dict(zip(parts[1::2], parts[2::2], strict=True))
 
 
-_FUNCTION = '''\
+_FUNCTION = """\
 One step of `{class_name}` on arrays, in place.
 
 {formula}Args:
     params: One array, or a tree of arrays (nested dict, list, tuple, any iterable), updated in
-        place. Dense in any dimension order, writable, of one of the dtypes float32, float64,
-        float16 and bfloat16 each.
+        place. Dense in any dimension order and writable; float32, float64, float16 or bfloat16.
     grads: The gradients: the same tree. Any strides and float dtype; a None leaves its
         parameter (and state) alone.
 {slots}{hypers}
@@ -49,7 +59,7 @@ One step of `{class_name}` on arrays, in place.
 
 Returns:
     StepResult: `grad_norm`, `clip_coef`, `skipped` and `state`, the dict to splat into the next
-    call{state_keys}.
+    call{state}.
 
 Raises:
     TypeError: If an argument is of a wrong kind, a leaf is no array, or trees differ in form.
@@ -58,25 +68,27 @@ Raises:
     FloatingPointError: With `on_nonfinite="raise"`, if a gradient holds inf or NaN.
         A call that raises has changed nothing. Messages name the argument, path and value.
 
-{rest}'''
+{rest}"""
 
 _SLOT = """\
-    {slot}: The state: the same tree, float32 or like its parameter, with the parameter's strides.
-        None (or None leaves): the first step; it is made by the parameter's own library.
+    {slot}: The state: the same tree, float32 or of the dtype of its parameter, with the
+        parameter's strides. None (or None leaves): this is the first step, and the parameter's
+        own library makes it.
 """
 
 
-def function_docstring(declaration: Declaration, class_text: str) -> str:
+def function_docstring(optimizer: type[Optimizer]) -> str:
     """The docstring of the functional step, from that of the class."""
-    parts = sections(class_text)
-    formula = parts[""].partition(".. math::")[2]
+    declaration, parts = optimizer.declaration, _sections(optimizer.__doc__ or "")
+    formula = parts[""].partition(".. math::")[2].strip("\n")
     slots = declaration.function_slots
-    rest = {"Numerics": "Numerics", "Function": "Example", "References": "References"}
+    titles = {"Numerics": "Numerics", "Function": "Example", "References": "References"}
+    rest = [f"{new}:\n{parts[old].rstrip()}\n" for old, new in titles.items() if old in parts]
     return _FUNCTION.format(
         class_name=declaration.class_name,
-        formula=f".. math::{formula.rstrip()}\n\n" if formula else "",
+        formula=f".. math::\n{formula}\n\n" if formula else "",
         slots="".join(_SLOT.format(slot=slot) for slot in slots),
         hypers=_arguments(declaration.of_function(), "    "),
-        state_keys=f" (`{'`, `'.join(slots)}`)" if slots else " (empty: the rule has none)",
-        rest="\n".join(f"{new}:\n{parts[old]}".rstrip() + "\n" for old, new in rest.items() if old in parts),
+        state=f" (`{'`, `'.join(slots)}`)" if slots else " (empty: the rule keeps none)",
+        rest="\n".join(rest),
     )

@@ -13,8 +13,7 @@ from fusedstep.optimizers import SGD, Momentum, MomentumNesterov
 
 
 def _step_of(optimizer: type[Optimizer]) -> object:
-    declaration = optimizer.declaration
-    return make_step(declaration, function_docstring(declaration, optimizer.__doc__ or ""), globals())
+    return make_step(optimizer.declaration, function_docstring(optimizer), globals())
 
 
 fused_sgd_step = _step_of(SGD)

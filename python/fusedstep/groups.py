@@ -1,4 +1,4 @@
-"""Param groups: what a user may pass as `params`, and how groups, arrays and rows belong together."""
+"""Param groups: what a user may pass as `params`, and how groups, arrays and rows hang together."""
 
 from __future__ import annotations
 
@@ -68,9 +68,7 @@ def check_keys(name: str, group: Mapping[str, Any], defaults: Mapping[str, Any])
         )
 
 
-def make_plan(
-    groups: Sequence[Group], grouped: bool, old: _core.Plan | None = None
-) -> _core.Plan:
+def make_plan(groups: Sequence[Group], grouped: bool, old: _core.Plan | None = None) -> _core.Plan:
     """A plan over the trees of `groups`; arrays that `old` has, too, keep their state."""
     names = [f"params[{k}]['params']" if grouped else "params" for k in range(len(groups))]
     plan = _core.Plan([group["params"] for group in groups], names)

@@ -28,6 +28,7 @@ class LearningRateRange(Real):
     """What `lr` may be, and the number that it is now."""
 
     def __call__(self, name: str, value: Any) -> float:
+        """The learning rate now; functions of t are refused."""
         return self.at(name, value, None)
 
     def at(self, name: str, lr: Any, t: int | None) -> float:
@@ -61,14 +62,14 @@ _LIMIT = Real(0.0, math.inf, "(]", optional=True)
 LearningRate = Annotated[
     SupportsFloat | Schedule | Callable[[int], SupportsFloat],
     lr_range,
-    "Learning rate, >= 0. A number; a buffer of one element, read at every step; a schedule object\n"
-    "(its `current_lr`); or a function of t, the number of steps applied so far.",
+    "Learning rate, >= 0. A number; a buffer of one element, read at every step; a schedule "
+    "object (its `current_lr`); or a function of t, the number of steps applied so far.",
 ]
 LearningRateNow = Annotated[
     SupportsFloat | Schedule,
     lr_range,
-    "Learning rate, >= 0. A number; a buffer of one element; or a schedule object (its\n"
-    "`current_lr`).",
+    "Learning rate, >= 0. A number; a buffer of one element; or a schedule object (its "
+    "`current_lr`). A function of t belongs to the optimizer objects, which count steps.",
 ]
 MomentumFactor = Annotated[
     float, _FRACTION, "Share of the velocity that a step keeps, in [0, 1), dimensionless."
@@ -76,32 +77,32 @@ MomentumFactor = Annotated[
 NextMomentum = Annotated[
     float | None,
     Real(0.0, 1.0, optional=True),
-    "The momentum of the coming step, in [0, 1), which the look-ahead of Nesterov's form uses when\n"
-    "the momentum follows a schedule. None: the same as `momentum`.",
+    "The momentum of the coming step, in [0, 1), which the look-ahead of Nesterov's form uses "
+    "when the momentum follows a schedule. None: the same as `momentum`.",
 ]
 Dampening = Annotated[
     float,
     Real(0.0, 1.0, "[]"),
-    "In [0, 1]: the gradient enters the velocity with weight `1 - dampening`. Equal to `momentum`\n"
+    "In [0, 1]: the gradient enters the velocity with weight `1 - dampening`. Equal to `momentum` "
     "it makes the velocity an average of the gradients (unit gain).",
 ]
 DampenFirstStep = Annotated[
     bool,
     Flag(),
-    "True applies `dampening` to an array's first step as well (CNTK); False takes `v = g` there,\n"
+    "True applies `dampening` to an array's first step as well (CNTK); False takes `v = g` there, "
     "as PyTorch does.",
 ]
 LrInVelocity = Annotated[
     bool,
     Flag(),
-    "False: `v = mu v + g; p -= lr ...` (PyTorch, braintools). True: `v = mu v - lr g; p += ...`\n"
+    "False: `v = mu v + g; p -= lr ...` (PyTorch, braintools). True: `v = mu v - lr g; p += ...` "
     "(Keras, MXNet). They differ once `lr` changes.",
 ]
 Nesterov = Annotated[bool, Flag(), "True steps along `g + mu v` instead of along `v`."]
 WeightDecay = Annotated[
     float | Callable[[str, Any], float],
     weight_decay_range,
-    "Decay coefficient, >= 0, added to the gradient after clipping (L2). Or a function\n"
+    "Decay coefficient, >= 0, added to the gradient after clipping (L2). Or a function "
     "`(path, array) -> float`, evaluated once per array at registration.",
 ]
 WeightDecayNow = Annotated[
@@ -115,7 +116,7 @@ DecoupledWeightDecay = Annotated[
 GradClipNorm = Annotated[
     float | None,
     _LIMIT,
-    "Largest norm of all gradients of the step together, > 0: they are scaled by\n"
+    "Largest norm of all gradients of the step together, > 0: they are scaled by "
     "`min(1, grad_clip_norm / norm)`. `inf` measures the norm without clipping. None: neither.",
 ]
 GradClipValue = Annotated[
@@ -132,7 +133,7 @@ Maximize = Annotated[bool, Flag(), "True ascends instead of descending."]
 OnNonfinite = Annotated[
     str,
     Choice("propagate", "skip", "raise"),
-    'What a step does whose gradients hold inf or NaN: compute with them ("propagate"), leave\n'
+    'What a step does whose gradients hold inf or NaN: compute with them ("propagate"), leave '
     'everything as it was ("skip"), or do so and raise FloatingPointError ("raise").',
 ]
 
@@ -144,7 +145,7 @@ class Hyperparameter(NamedTuple):
 
     name: str
     alias: str  # the name of its annotation in this module
-    annotation: Any
+    annotation: Any  # the type alone
     check: Check
     doc: str
     default: Any
@@ -155,25 +156,29 @@ def declared(initializer: Callable[..., None]) -> tuple[Hyperparameter, ...]:
     code = initializer.__code__
     names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
     positional = names[: code.co_argcount]
-    defaults = dict(zip(reversed(positional), reversed(initializer.__defaults__ or ()), strict=False))
+    given = initializer.__defaults__ or ()
+    defaults = dict(zip(positional[len(positional) - len(given) :], given, strict=True))
     defaults.update(initializer.__kwdefaults__ or {})
     hints = get_type_hints(initializer, include_extras=True)
     found = []
     for name in names:
         metadata = getattr(hints.get(name), "__metadata__", None)
         if metadata is not None:
-            alias = initializer.__annotations__[name]
-            found.append(Hyperparameter(name, alias, hints[name], *metadata, defaults[name]))
+            alias, plain = initializer.__annotations__[name], hints[name].__origin__
+            check, doc = metadata
+            found.append(Hyperparameter(name, alias, plain, check, doc, defaults[name]))
     return tuple(found)
 
 
 def in_function(hyper: Hyperparameter) -> Hyperparameter:
     """The hyper-parameter as a function takes it, which has no registration and counts no steps."""
-    now = {"lr": LearningRateNow, "weight_decay": WeightDecayNow}.get(hyper.name)
+    now: Any = {"lr": LearningRateNow, "weight_decay": WeightDecayNow}.get(hyper.name)
     if now is None:
         return hyper
-    check, doc = now.__metadata__  # type: ignore[attr-defined]
-    return hyper._replace(alias=f"{hyper.alias}Now", annotation=now, check=check, doc=doc)
+    check, doc = now.__metadata__
+    return Hyperparameter(
+        hyper.name, f"{hyper.alias}Now", now.__origin__, check, doc, hyper.default
+    )
 
 
 def given_norm(grad_norm: Any) -> float | None:

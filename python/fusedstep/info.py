@@ -24,7 +24,7 @@ def report() -> str:
 def _facts() -> list[tuple[str, str]]:
     build = fusedstep.build_info()
     return [
-        ("fusedstep", f"{fusedstep.__version__} ({build['compiler']}, pybind11 {build['pybind11']})"),
+        ("fusedstep", f"{build['version']} ({build['compiler']}, pybind11 {build['pybind11']})"),
         ("Python", f"{platform.python_version()} ({sys.executable})"),
         ("platform", platform.platform()),
         ("processor", _processor()),

@@ -7,8 +7,8 @@ from typing import final
 from fusedstep.base import Optimizer
 from fusedstep.groups import Group
 from fusedstep.hyperparameters import (
-    Dampening,
     DampenFirstStep,
+    Dampening,
     DecoupledWeightDecay,
     GradClipNorm,
     GradClipValue,
@@ -39,13 +39,12 @@ class SGD(
 ):
     r"""Stochastic gradient descent, PyTorch form.
 
+    With `momentum` > 0 it is `Momentum`, and with `nesterov=True`, too, `MomentumNesterov`. Without
+    momentum it keeps no buffer and moves 12 bytes per float32 element:
+
     .. math::
         g_t &= \mathrm{clip}(g_t) + \lambda\, p_{t-1} \\
         p_t &= p_{t-1} - \eta\, g_t
-
-    With `momentum` > 0 it is `Momentum`, and with `nesterov=True` it is `MomentumNesterov`; without,
-    it keeps no buffer and moves 12 bytes per float32 element. As in PyTorch, `nesterov` needs a
-    momentum and no dampening, and `dampening` has no effect without momentum.
 
     Args:
         params: A tree of arrays to update in place, or a list of param groups; None to register
@@ -53,17 +52,19 @@ class SGD(
         The hyper-parameters of the signature.
 
     State:
-        velocity: Only with momentum; float32 (float64 for float64 parameters), made by the
+        velocity: With momentum only; float32 (float64 for float64 parameters), made by the
             parameter's own library with its strides.
 
     Raises:
         TypeError: If an argument is of a wrong kind; the message names it and what it was.
-        ValueError: If a hyper-parameter is out of range, or a param group has an unknown key.
+        ValueError: If a hyper-parameter is out of range, a param group has an unknown key, or, as
+            in PyTorch, `nesterov` comes without momentum or with dampening.
         BufferError: If a parameter is read-only or overlaps another one.
 
     Numerics:
         Arithmetic in float32 (float64 for float64), each buffer rounded once per step; the same
-        bits on every instruction set and for any number of threads, those of `torch.optim.SGD`.
+        bits on every instruction set and for any number of threads. In PyTorch's form they are
+        those of `torch.optim.SGD` (for-loop and foreach).
 
     Example:
         >>> import numpy as np, fusedstep as fs
@@ -142,16 +143,18 @@ class Momentum(
 
     Numerics:
         Arithmetic in float32 (float64 for float64), each buffer rounded once per step; the same
-        bits on every instruction set and for any number of threads, those of `torch.optim.SGD`.
+        bits on every instruction set and for any number of threads. In PyTorch's form they are
+        those of `torch.optim.SGD` (for-loop and foreach).
 
     Example:
         >>> import numpy as np, fusedstep as fs
         >>> weights = {"w": np.ones(2, np.float32)}
-        >>> optimizer = fs.Momentum(lr=fs.StepLR(base_lr=0.5, step_size=30, gamma=0.1), momentum=0.5)
+        >>> schedule = fs.StepLR(base_lr=0.5, step_size=30, gamma=0.1)
+        >>> optimizer = fs.Momentum(lr=schedule, momentum=0.5)
         >>> optimizer.register_trainable_weights(weights)
         >>> for epoch in range(2):
         ...     result = optimizer.step({"w": np.array([1.0, -0.5], np.float32)})
-        ...     optimizer.lr_scheduler.step()
+        ...     schedule.step()
         >>> weights["w"]
         array([-0.25 ,  1.625], dtype=float32)
 
@@ -222,17 +225,18 @@ class MomentumNesterov(
 
     Numerics:
         Arithmetic in float32 (float64 for float64), each buffer rounded once per step; the same
-        bits on every instruction set and for any number of threads, those of `torch.optim.SGD`.
+        bits on every instruction set and for any number of threads. In PyTorch's form they are
+        those of `torch.optim.SGD` (for-loop and foreach).
 
     Example:
         >>> import numpy as np, fusedstep as fs
         >>> weights = {"w": np.ones(2, np.float32)}
-        >>> optimizer = fs.MomentumNesterov(weights, lr=0.5, momentum=0.5, grad_clip_norm=1.0)
+        >>> optimizer = fs.MomentumNesterov(weights, lr=0.5, momentum=0.5, grad_clip_norm=2.5)
         >>> result = optimizer.step({"w": np.array([3.0, 4.0], np.float32)})
         >>> result.grad_norm, result.clip_coef
-        (5.0, 0.2)
+        (5.0, 0.5)
         >>> weights["w"]
-        array([0.55, 0.4 ], dtype=float32)
+        array([-0.125, -0.5  ], dtype=float32)
 
     Function:
         >>> import numpy as np, fusedstep as fs

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
-from typing import Any, NoReturn, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -25,8 +25,8 @@ def shown(value: object) -> str:
         text = repr(value)
         return text if len(text) <= 60 else f"{text[:57]}..."
     kind = type(value)
-    name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
-    return f"an object of type {name}"
+    module = "" if kind.__module__ == "builtins" else f"{kind.__module__}."
+    return f"an object of type {module}{kind.__qualname__}"
 
 
 class Real:
@@ -61,6 +61,7 @@ class Real:
         return above and (number <= self.high if self.ends[1] == "]" else number < self.high)
 
     def __call__(self, name: str, value: Any) -> float | None:
+        """The value as a float in the interval, or None where that is allowed."""
         if value is None and self.optional:
             return None
         return self.number(name, value)
@@ -76,6 +77,7 @@ class Real:
         return number
 
     def accepts(self, variable: str) -> str:
+        """True for floats in the interval."""
         below = "<=" if self.ends[0] == "[" else "<"
         above = "<=" if self.ends[1] == "]" else "<"
         interval = f"{self.low!r} {below} {variable} {above} {self.high!r}"
@@ -90,17 +92,15 @@ class Flag:
         return "True or False"
 
     def __call__(self, name: str, value: Any) -> bool:
-        if isinstance(value, (bool, np.bool_)):
-            return bool(value)
-        if isinstance(value, numbers.Integral) and value in {0, 1}:
-            return bool(value)
-        self._refuse(name, value)
-
-    def _refuse(self, name: str, value: Any) -> NoReturn:
-        kind = ValueError if isinstance(value, numbers.Real) else TypeError
-        raise kind(f"{name}: expected {self}, got {shown(value)}")
+        """The value as a bool."""
+        whole = isinstance(value, numbers.Integral) and value in {0, 1}
+        if not whole and not isinstance(value, (bool, np.bool_)):
+            kind = ValueError if isinstance(value, numbers.Real) else TypeError
+            raise kind(f"{name}: expected {self}, got {shown(value)}")
+        return bool(value)
 
     def accepts(self, variable: str) -> str:
+        """True for the two bools."""
         return f"{variable} is True or {variable} is False"
 
 
@@ -115,6 +115,7 @@ class Choice:
         return f"{', '.join(quoted[:-1])} or {quoted[-1]}"
 
     def __call__(self, name: str, value: Any) -> str:
+        """The value, if it is an option."""
         if not isinstance(value, str):
             raise TypeError(f"{name}: expected {self}, got {shown(value)}")
         if value not in self.options:
@@ -122,6 +123,7 @@ class Choice:
         return str(value)
 
     def accepts(self, variable: str) -> str:
+        """True for the options."""
         return f"type({variable}) is str and {variable} in {self.options!r}"
 
 
@@ -135,6 +137,7 @@ class Count:
         return f"an integer >= {self.low}"
 
     def __call__(self, name: str, value: Any) -> int:
+        """The value as an int in the range."""
         if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Integral):
             raise TypeError(f"{name}: expected {self}, got {shown(value)}")
         if value < self.low:
@@ -142,4 +145,5 @@ class Count:
         return int(value)
 
     def accepts(self, variable: str) -> str:
+        """True for ints in the range."""
         return f"type({variable}) is int and {variable} >= {self.low}"

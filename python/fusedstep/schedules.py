@@ -7,6 +7,7 @@ The formulas are those of `torch.optim.lr_scheduler` in closed form.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Any
 
 from fusedstep.ranges import Count, Real, shown
@@ -74,7 +75,7 @@ class Schedule(ABC):
         """Everything that `load_state_dict` needs to go on: plain numbers, the class as `type`."""
         return {"type": type(self).__name__, **self._constants(), "current_lr": self.current_lr}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on where the schedule of the same class stood that `state_dict` was called on.
 
         Raises:
@@ -89,7 +90,8 @@ class Schedule(ABC):
             raise ValueError(f"schedule: expected the entries {list(mine)}, got {list(state)}")
         _EPOCH("last_epoch", state["last_epoch"])
         current = _LR.number("current_lr", state["current_lr"])
-        vars(self).update({name: _like(mine[name], name, state[name]) for name in self._constants()})
+        loaded = {name: _like(mine[name], name, state[name]) for name in self._constants()}
+        vars(self).update(loaded)
         self._assigned = None if current == self.at(self.last_epoch) else current
 
     def _constants(self) -> dict[str, Any]:
@@ -101,8 +103,10 @@ class Schedule(ABC):
         }
 
     def __repr__(self) -> str:
-        constants = ", ".join(f"{name}={value!r}" for name, value in self._constants().items())
-        return f"{type(self).__name__}({constants})"
+        constants = self._constants()
+        constants["last_epoch"] = constants.pop("last_epoch")  # what changes comes last
+        text = ", ".join(f"{name}={value!r}" for name, value in constants.items())
+        return f"{type(self).__name__}({text})"
 
 
 class ConstantLR(Schedule):

@@ -32,8 +32,7 @@ bool check(bool right, const std::string& what) {
   return right;
 }
 
-// --- calls
-// -----------------------------------------------------------------------------------------
+// --- calls ------------------------------------------------------------------------------------
 
 /// A call in the making, with one row and one scope unless told otherwise.
 struct Call {
@@ -73,8 +72,7 @@ void for_each_isa(const std::function<void(const std::string&)>& body) {
   cpu::force_isa("");
 }
 
-// --- conversions
-// -------------------------------------------------------------------------------------
+// --- conversions ------------------------------------------------------------------------------
 
 std::vector<float> rounding_cases() {
   std::vector<float> cases;
@@ -135,8 +133,7 @@ void check_kernel_conversions(const std::string& isa) {
   }
 }
 
-// --- rules x storage
-// -----------------------------------------------------------------------------------
+// --- rules x storage --------------------------------------------------------------------------
 
 std::vector<std::vector<double>> coefficient_sets(Sgd) {
   return {{0.037, -0.11, 0.043},
@@ -246,8 +243,7 @@ void check_rules(RuleList<All...>) {
   (check_rule<All>(index++), ...);
 }
 
-// --- norms
-// ---------------------------------------------------------------------------------------------
+// --- norms ------------------------------------------------------------------------------------
 
 Buffers gradients(DType dtype, const std::vector<std::int64_t>& sizes, double magnitude = 1.0) {
   Buffers all = make({dtype == f64 ? f64 : f32, dtype, f32}, sizes, 0);
@@ -335,8 +331,7 @@ void check_norms_and_clips() {
   check(given.clips == std::vector<double>{0.2, 1.0} && given.norms[0] == norm, "given norm");
 }
 
-// --- skipped steps
-// ---------------------------------------------------------------------------------------
+// --- skipped steps ----------------------------------------------------------------------------
 
 void check_skip(const std::string& isa) {
   for (double bad : {HUGE_VAL, double{NAN}})
@@ -357,8 +352,7 @@ void check_skip(const std::string& isa) {
     }
 }
 
-// --- staged gradients
-// --------------------------------------------------------------------------------------
+// --- staged gradients -------------------------------------------------------------------------
 
 struct Layout {
   std::vector<std::int64_t> shape, strides;  // strides in elements
@@ -450,8 +444,7 @@ void check_staged_step(const std::string& isa) {
   check(norms == std::vector<double>(4, norms[0]), "staged norm " + isa);
 }
 
-// --- the floating-point environment
-// ----------------------------------------------------------------------------
+// --- the floating-point environment -----------------------------------------------------------
 
 void check_environment(const std::string& isa) {
   Buffers expected = make({f32, f32, f32}, {100003, 100003}, 1);
@@ -490,8 +483,7 @@ void check_environment(const std::string& isa) {
   }
 }
 
-// --- threads
-// -----------------------------------------------------------------------------------------------------
+// --- threads ----------------------------------------------------------------------------------
 
 void check_shares() {
   for (std::int64_t numel : {1, 16384, 40000, 3000000})

@@ -15,7 +15,7 @@ namespace oracle {
 
 using namespace fusedstep;
 
-// --- elements ------------------------------------------------------------------------------------
+// --- elements ---------------------------------------------------------------------------------
 
 /// A value with `digits` bits of precision whose smallest positive one is 2^-tiny.
 inline float round_to(float x, int digits, int tiny, float largest) {
@@ -90,8 +90,7 @@ inline void put(DType dtype, void* data, std::int64_t i, double x) {
   }
 }
 
-// --- rules: coefficients as given, terms with a zero coefficient left out
-// --------------------------
+// --- rules: coefficients as given, terms with a zero coefficient left out ---------------------
 
 template <class T>
 T add_scaled(double a, T x, T y) {
@@ -118,8 +117,7 @@ void apply(Momentum, const double* k, T& p, T g, T* slots) {
   p = add_scaled(k[5], d, add_scaled(-k[6], p, p));
 }
 
-// --- one tensor
-// ------------------------------------------------------------------------------------
+// --- one tensor -------------------------------------------------------------------------------
 
 /// int8 codes and scales of one block -> values, and back.
 inline void decode_block(const Slot& slot, std::int64_t begin, std::int64_t count, float* values) {
@@ -179,8 +177,7 @@ void update(const Tensor& tensor, const double* k, double scale, double limit) {
   }
 }
 
-// --- the norm tree
-// -----------------------------------------------------------------------------------
+// --- the norm tree ----------------------------------------------------------------------------
 
 /// Adds rows of 32 lanes in order, then folds the lanes.
 inline double sum_tile(const std::vector<double>& values) {
