@@ -10,8 +10,7 @@ namespace fusedstep::bindings {
 namespace {
 
 constexpr int numpy_writeable = 0x0400;  // NPY_ARRAY_WRITEABLE
-constexpr const char* supported =
-    " is not supported; use float32, float64, float16 or bfloat16";
+constexpr const char* supported = " is not supported; use float32, float64, float16 or bfloat16";
 
 // ---- type cache -------------------------------------------------------------------------------
 
@@ -22,8 +21,8 @@ py::object& producer_lookup() {
 
 /// The exchange table of our major version, or null. Tables live for ever.
 const DLPackExchangeAPI* exchange_table(PyTypeObject* type) {
-  PyObject* capsule = PyObject_GetAttrString(reinterpret_cast<PyObject*>(type),
-                                             "__dlpack_c_exchange_api__");
+  PyObject* capsule =
+      PyObject_GetAttrString(reinterpret_cast<PyObject*>(type), "__dlpack_c_exchange_api__");
   if (capsule == nullptr) {
     PyErr_Clear();
     return nullptr;
@@ -122,8 +121,8 @@ Scalar numpy_scalar(PyObject* descr, const Place& place) {
 }
 
 std::string dlpack_name(DLDataType dtype) {
-  static const char* const codes[] = {"int",     "uint", "float", "opaque",
-                                      "bfloat",  "complex", "bool"};
+  static const char* const codes[] = {"int",    "uint",    "float", "opaque",
+                                      "bfloat", "complex", "bool"};
   const std::string code =
       dtype.code < 7 ? codes[dtype.code] : "DLPack code " + std::to_string(dtype.code) + ", bits ";
   return code + std::to_string(dtype.bits) + (dtype.lanes > 1 ? " in vectors" : "");

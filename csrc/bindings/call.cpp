@@ -304,8 +304,8 @@ void Call::import_copy(PyObject* object, const Place& place, const Place& param_
 py::object Call::create_state(PyObject* param, const Buffer& buffer, const Place& place,
                               std::size_t leaf, int slot) {
   if (buffer.producer->zeros_like == nullptr) {
-    fail(PyExc_TypeError, place, " cannot be made for a " + type_name(Py_TYPE(param)) +
-                                     "; pass a buffer of zeros");
+    fail(PyExc_TypeError, place,
+         " cannot be made for a " + type_name(Py_TYPE(param)) + "; pass a buffer of zeros");
   }
   py::object state = py::handle(buffer.producer->zeros_like)(py::handle(param));
   created_.push_back({leaf, slot, state});
@@ -390,8 +390,7 @@ void Call::check_overlap(const Speller& spell) {
   const auto overlap = find_overlap(spans_);
   if (!overlap) return;
   const auto& [a, b] = *overlap;
-  const std::string text = spell(a.leaf, a.role, a.slot) + " and " +
-                           spell(b.leaf, b.role, b.slot) +
+  const std::string text = spell(a.leaf, a.role, a.slot) + " and " + spell(b.leaf, b.role, b.slot) +
                            " overlap in memory; each output needs memory of its own";
   PyErr_SetString(PyExc_BufferError, text.c_str());
   throw py::error_already_set();
@@ -416,8 +415,9 @@ std::optional<double> Call::given_norm(py::handle grad_norm) const {
     throw py::value_error("grad_norm: expected a norm >= 0, got " + brief(grad_norm.ptr()));
   }
   if (scope_scales_.size() > 1) {
-    throw py::value_error("grad_norm: one norm does not say enough when groups differ in "
-                          "rescale_grad; rescale the gradients instead");
+    throw py::value_error(
+        "grad_norm: one norm does not say enough when groups differ in "
+        "rescale_grad; rescale the gradients instead");
   }
   return norm;
 }

@@ -10,8 +10,8 @@
 
 #include "bindings/buffer.hpp"
 #include "bindings/overlap.hpp"
-#include "cpu/rule_info.hpp"
 #include "core/step.hpp"
+#include "cpu/rule_info.hpp"
 
 /// One step, from validated arguments to its execution. Everything that can fail happens before
 /// the first byte is written.

@@ -30,8 +30,8 @@ std::string type_name(PyTypeObject* type) {
 
 std::string brief(PyObject* object) {
   constexpr std::size_t longest = 40;
-  const bool scalar = PyFloat_Check(object) || PyLong_Check(object) || PyUnicode_Check(object) ||
-                      object == Py_None;
+  const bool scalar =
+      PyFloat_Check(object) || PyLong_Check(object) || PyUnicode_Check(object) || object == Py_None;
   if (scalar) {
     const auto text = static_cast<std::string>(py::repr(object));
     if (text.size() <= longest) return text;

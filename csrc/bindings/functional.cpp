@@ -41,9 +41,9 @@ struct Arguments {
       fail(PyExc_TypeError, {grads_name, nullptr}, ": expected arrays like params, got None");
     }
     if (PyFloat_Check(params.ptr()) || PyLong_Check(params.ptr())) {
-      fail(PyExc_TypeError, {params_name, nullptr},
-           ": got " + brief(params.ptr()) + "; params comes first, write lr=" +
-               brief(params.ptr()));
+      fail(
+          PyExc_TypeError, {params_name, nullptr},
+          ": got " + brief(params.ptr()) + "; params comes first, write lr=" + brief(params.ptr()));
     }
   }
 
@@ -143,8 +143,8 @@ py::object step(int rule, py::handle params, py::handle grads, const py::tuple& 
   py::dict state;
   for (std::size_t k = 0; k < arguments.slots.size(); ++k) {
     // A skipped first step has not happened: its state is not handed out.
-    state[arguments.slots[k]] = report.skipped ? arguments.states[k]
-                                               : state_after(arguments, *call, k, leaves);
+    state[arguments.slots[k]] =
+        report.skipped ? arguments.states[k] : state_after(arguments, *call, k, leaves);
   }
   return make_result(report, std::move(state));
 }
@@ -156,7 +156,8 @@ void step_coefficients(int rule, py::handle params, py::handle grads, const py::
   spec.row.coefficients_given = true;
   spec.row.rescale_grad = spec.row.sign = 1.0;
   spec.row.clip_norm = spec.row.clip_value = std::numeric_limits<double>::infinity();
-  if (coefficients.size() != cpu::rule_infos().at(static_cast<std::size_t>(rule)).coefficients.size()) {
+  if (coefficients.size() !=
+      cpu::rule_infos().at(static_cast<std::size_t>(rule)).coefficients.size()) {
     throw py::value_error("wrong number of coefficients");
   }
   std::copy(coefficients.begin(), coefficients.end(), spec.row.hyper);

@@ -12,9 +12,9 @@
 #include "bindings/functional.hpp"
 #include "bindings/plan.hpp"
 #include "bindings/result.hpp"
-#include "cpu/rule_info.hpp"
 #include "bindings/tree.hpp"
 #include "cpu/isa.hpp"
+#include "cpu/rule_info.hpp"
 #include "cpu/threads.hpp"
 
 namespace fusedstep::bindings {
@@ -49,7 +49,8 @@ py::dict build_info() {
   info["cuda"] = false;
   info["pybind11"] = PYBIND11_TOSTRING(PYBIND11_VERSION_MAJOR) "." PYBIND11_TOSTRING(
       PYBIND11_VERSION_MINOR) "." PYBIND11_TOSTRING(PYBIND11_VERSION_MICRO);
-  info["dlpack"] = std::to_string(DLPACK_MAJOR_VERSION) + "." + std::to_string(DLPACK_MINOR_VERSION);
+  info["dlpack"] =
+      std::to_string(DLPACK_MAJOR_VERSION) + "." + std::to_string(DLPACK_MINOR_VERSION);
   return info;
 }
 
@@ -70,7 +71,7 @@ py::tuple describe(py::handle object) {
 }
 
 py::dtype numpy_dtype(Scalar scalar) {
-  static const char* const names[] = {"float16", "uint16", "float32",
+  static const char* const names[] = {"float16", "uint16",     "float32",
                                       "float64", "longdouble", "int8"};
   return py::dtype(names[static_cast<int>(scalar)]);
 }
@@ -91,8 +92,7 @@ py::array array_view(py::object object, bool writable) {
 double read_scalar(py::object object) {
   const py::array view = array_view(std::move(object), false);
   if (view.size() != 1) {
-    throw py::value_error("lr: expected one number, got an array of " +
-                          std::to_string(view.size()));
+    throw py::value_error("expected one number, got an array of " + std::to_string(view.size()));
   }
   const py::object value = view.attr("reshape")(-1)[py::int_(0)];
   if (view.dtype().kind() != 'u') return value.cast<double>();
@@ -107,9 +107,8 @@ void bind_environment(py::module_& module) {
   module.def("build_info", &build_info);
   module.def("active_isa", &cpu::active_isa);
   module.def("available_isas", &cpu::available_isas);
-  module.def("force_isa", [](const std::optional<std::string>& name) {
-    cpu::force_isa(name.value_or(""));
-  });
+  module.def("force_isa",
+             [](const std::optional<std::string>& name) { cpu::force_isa(name.value_or("")); });
   module.def("get_num_threads", &cpu::get_num_threads);
   module.def("set_num_threads", &cpu::set_num_threads);
   module.def("thread_runtime", &cpu::thread_runtime);

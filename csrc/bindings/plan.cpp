@@ -59,9 +59,8 @@ void Plan::check_outputs() const {
     forest.add(names_[k].c_str(), trees_[k].ptr());
     walk(forest, visitor);
   }
-  call->check_overlap([this](std::size_t leaf, Role role, int slot) {
-    return spell(leaf, role, slot);
-  });
+  call->check_overlap(
+      [this](std::size_t leaf, Role role, int slot) { return spell(leaf, role, slot); });
 }
 
 const Plan::Entry& Plan::at(std::size_t index) const {
@@ -94,8 +93,7 @@ void Plan::set_state(std::size_t index, const py::tuple& buffers) {
   const std::string state = "the state of " + param;
   const Call::Handle call = Call::make();
   for (const auto buffer : buffers) {
-    call->add_state(entry.param.ptr(), {param.c_str(), leaf}, buffer.ptr(),
-                    {state.c_str(), leaf});
+    call->add_state(entry.param.ptr(), {param.c_str(), leaf}, buffer.ptr(), {state.c_str(), leaf});
   }
   for (std::size_t k = 0; k < max_slots; ++k) {
     entry.states[k] = k < buffers.size() ? py::object(buffers[k]) : py::object();
@@ -151,7 +149,8 @@ class Plan::Filler {
     }
     fail(PyExc_ValueError, place,
          " is another array than the one registered, which would be updated unseen; assign in "
-         "place (" + place.spell() + "[...] = new) or register again");
+         "place (" +
+             place.spell() + "[...] = new) or register again");
   }
 
   void add(PyObject* const* nodes, const Path* path) {
@@ -233,9 +232,9 @@ py::object Plan::step(py::handle grads, const py::sequence& rows, py::handle on_
     PyObject* const copies = pick(param_copy);
     filler.fill(k, pick(grads), copies != nullptr ? copies : Py_None);
   }
-  const StepReport report = call->run(
-      parse_on_nonfinite(on_nonfinite), grad_norm,
-      [this](std::size_t leaf, Role role, int slot) { return spell(leaf, role, slot); });
+  const StepReport report =
+      call->run(parse_on_nonfinite(on_nonfinite), grad_norm,
+                [this](std::size_t leaf, Role role, int slot) { return spell(leaf, role, slot); });
   if (!report.skipped) commit(*call, filler.stepped());
   return make_result(report, py::dict());
 }

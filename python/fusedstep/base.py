@@ -16,7 +16,7 @@ from fusedstep.groups import (
     Key,
     Members,
     assign_rows,
-    check_keys,
+    check_complete,
     is_group_list,
     leaf_keys,
     make_plan,
@@ -98,15 +98,15 @@ class Optimizer(ABC):
                 or an array is registered already. Nothing has changed then.
         """
         again = any(tree is params for tree in self._trees)
-        listed = is_group_list(params)
+        listed = params if is_group_list(params) else None
         new = [] if again else read_groups(params, self.defaults)
         groups = self.param_groups + new
-        grouped = self._grouped or listed or len(groups) > 1
+        grouped = self._grouped or listed is not None or len(groups) > 1
         plan = make_plan(groups, grouped, self._plan)
         keys = leaf_keys(plan, groups)
         members = assign_rows(plan, groups)
         self._rows(groups, members)
-        own_lr = ["lr" in group for group in params] if listed else [False] * len(new)
+        own_lr = ["lr" in group for group in listed] if listed else [False] * len(new)
         self._follow += [len(self.param_groups) + k for k, own in enumerate(own_lr) if not own]
         self.param_groups += new
         self._bind(plan, keys, members)
@@ -205,9 +205,8 @@ class Optimizer(ABC):
             members = self._members = assign_rows(self._bound_plan(), groups)
         rows = []
         for index, (group, member) in enumerate(zip(groups, members, strict=True)):
+            check_complete(f"param_groups[{index}]", group, self.defaults)
             try:
-                if len(group) != len(self.defaults) + 1:
-                    check_keys("group", group, self.defaults)
                 rule, lr, decay = self._rule_of(group), self._lr_of(group), group["weight_decay"]
                 decays = member.decays if callable(decay) else (decay,) * len(member.decays)
                 rows += [self._packers[rule](group, lr, each) for each in decays]
@@ -387,5 +386,8 @@ class _PlainLR(ConstantLR):
     def current_lr(self, value: float) -> None:
         self._optimizer.lr = value
 
+    def _type(self) -> str:
+        return "ConstantLR"
+
     def _constants(self) -> dict[str, Any]:
-        return {"base_lr": self.base_lr, **super()._constants()}
+        return {"base_lr": self.base_lr, "last_epoch": self.last_epoch}

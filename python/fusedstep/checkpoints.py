@@ -88,7 +88,7 @@ class _Restored:
         optimizer._bound_plan()
         for name, kind in (("state", Mapping), ("param_groups", (list, tuple))):
             if not isinstance(state, Mapping) or not isinstance(state.get(name), kind):
-                raise ValueError(f"state_dict: expected a dict with {name!r}, as state_dict() gives")
+                raise ValueError(f"state_dict: expected a dict with {name!r} as of state_dict()")
         self.schedules: list[tuple[Schedule, Mapping[str, Any]]] = []
         self.writes: list[tuple[NDArray[Any], Any]] = []
         self.groups = self._read_groups(state["param_groups"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numbers
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, TypeGuard
 
 import numpy as np
 
@@ -19,7 +19,7 @@ Key: TypeAlias = int | str
 """What `state_dict` calls an array: its index in a sequence, its dotted path in a dict."""
 
 
-def is_group_list(params: object) -> bool:
+def is_group_list(params: object) -> TypeGuard[Sequence[Mapping[str, Any]]]:
     """A list is one of param groups only if every element has the key `params`."""
     return (
         isinstance(params, (list, tuple))
@@ -66,6 +66,15 @@ def check_keys(name: str, group: Mapping[str, Any], defaults: Mapping[str, Any])
             f"{name}: unknown {'keys' if len(unknown) > 1 else 'key'} "
             f"{', '.join(map(shown, unknown))}; a group may set {', '.join(defaults)}"
         )
+
+
+def check_complete(name: str, group: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
+    """Refuses a group to which keys were added, or from which they were deleted."""
+    if len(group) == len(defaults) + 1 and defaults.keys() <= group.keys():
+        return
+    check_keys(name, group, defaults)
+    missing = [key for key in (*defaults, "params") if key not in group]
+    raise ValueError(f"{name}: missing {', '.join(map(shown, missing))}")
 
 
 def make_plan(groups: Sequence[Group], grouped: bool, old: _core.Plan | None = None) -> _core.Plan:

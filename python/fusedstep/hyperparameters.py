@@ -24,6 +24,14 @@ Params: TypeAlias = Tree | Iterable[Mapping[str, Any]] | None
 """A tree, a list of param groups, or None."""
 
 
+def read_number(name: str, buffer: Any) -> float:
+    """The one element of an array."""
+    try:
+        return _core.read_scalar(buffer)
+    except (TypeError, ValueError, BufferError) as error:
+        raise type(error)(f"{name}: {error}") from None
+
+
 class LearningRateRange(Real):
     """What `lr` may be, and the number that it is now."""
 
@@ -37,7 +45,7 @@ class LearningRateRange(Real):
             return self.number(name, lr.current_lr)
         if not isinstance(lr, (numbers.Number, np.generic, str)) and lr is not None:
             if _core.is_array(lr):
-                return self.number(name, _core.read_scalar(lr))
+                return self.number(name, read_number(name, lr))
             if callable(lr):
                 return self._call(name, lr, t)
         return self.number(name, lr)
@@ -186,7 +194,7 @@ def given_norm(grad_norm: Any) -> float | None:
     if grad_norm is None or (type(grad_norm) is float and grad_norm >= 0.0):
         return grad_norm
     if not isinstance(grad_norm, (numbers.Number, np.generic, str)) and _core.is_array(grad_norm):
-        grad_norm = _core.read_scalar(grad_norm)
+        grad_norm = read_number("grad_norm", grad_norm)
     if isinstance(grad_norm, (float, np.floating)) and math.isnan(grad_norm):
         return math.nan  # what a non-finite gradient makes of a norm; `on_nonfinite` judges it
     return grad_norm_range.number("grad_norm", grad_norm)

@@ -73,7 +73,7 @@ class Schedule(ABC):
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that `load_state_dict` needs to go on: plain numbers, the class as `type`."""
-        return {"type": type(self).__name__, **self._constants(), "current_lr": self.current_lr}
+        return {"type": self._type(), **self._constants(), "current_lr": self.current_lr}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on where the schedule of the same class stood that `state_dict` was called on.
@@ -91,8 +91,12 @@ class Schedule(ABC):
         _EPOCH("last_epoch", state["last_epoch"])
         current = _LR.number("current_lr", state["current_lr"])
         loaded = {name: _like(mine[name], name, state[name]) for name in self._constants()}
-        vars(self).update(loaded)
+        for name, value in loaded.items():
+            setattr(self, name, value)
         self._assigned = None if current == self.at(self.last_epoch) else current
+
+    def _type(self) -> str:
+        return type(self).__name__
 
     def _constants(self) -> dict[str, Any]:
         """The attributes that are plain data; a function, say, stays with its object."""
@@ -106,7 +110,7 @@ class Schedule(ABC):
         constants = self._constants()
         constants["last_epoch"] = constants.pop("last_epoch")  # what changes comes last
         text = ", ".join(f"{name}={value!r}" for name, value in constants.items())
-        return f"{type(self).__name__}({text})"
+        return f"{self._type()}({text})"
 
 
 class ConstantLR(Schedule):
