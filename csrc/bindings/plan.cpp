@@ -43,6 +43,7 @@ Plan::Plan(const py::sequence& trees, const py::sequence& names) {
     if (leaves_.size() == before) {
       throw py::value_error(names_[k] + " is empty (an exhausted generator?)");
     }
+    ends_.push_back(leaves_.size());
   }
   check_outputs();
 }
@@ -102,8 +103,7 @@ void Plan::set_state(std::size_t index, const py::tuple& buffers) {
 
 std::string Plan::spell(std::size_t leaf, Role role, int /*slot*/) const {
   const std::size_t tree = at(leaf).tree;
-  std::size_t first = 0;
-  while (leaves_[first].tree != tree) ++first;
+  const std::size_t first = tree == 0 ? 0 : ends_[tree - 1];
   const std::string& name = role == Role::grad   ? grad_names_[tree]
                             : role == Role::copy ? copy_names_[tree]
                                                  : names_[tree];
@@ -124,7 +124,7 @@ class Plan::Filler {
   void fill(std::size_t tree, PyObject* grads, PyObject* copies) {
     tree_ = tree;
     read_grad_ = grads == nullptr;
-    const std::size_t end = next_ + plan_.leaves_in(tree);
+    const std::size_t end = plan_.ends_[tree];
     LeafCall visitor([&](PyObject* const* nodes, const Path* path) {
       if (next_ == end || plan_.leaves_[next_].param.ptr() != nodes[0]) changed(nodes[0], path);
       add(nodes, path);
@@ -211,12 +211,6 @@ class Plan::Filler {
   std::size_t next_ = 0, tree_ = 0;
   bool read_grad_ = false;
 };
-
-std::size_t Plan::leaves_in(std::size_t tree) const {
-  std::size_t count = 0;
-  for (const Entry& entry : leaves_) count += entry.tree == tree ? 1 : 0;
-  return count;
-}
 
 py::object Plan::step(py::handle grads, const py::sequence& rows, py::handle on_nonfinite,
                       py::handle grad_norm, py::handle param_copy) {

@@ -47,13 +47,13 @@ class Plan {
 
   const Entry& at(std::size_t index) const;
   Entry& at(std::size_t index);
-  std::size_t leaves_in(std::size_t tree) const;
   void check_outputs() const;
   std::string spell(std::size_t leaf, Role role, int slot) const;
   void commit(const Call& call, const std::vector<std::size_t>& stepped);
 
   std::vector<py::object> trees_;
   std::vector<std::string> names_, grad_names_, copy_names_;
+  std::vector<std::size_t> ends_;  ///< per tree: the index after its last leaf
   std::vector<Entry> leaves_;
 };
 
