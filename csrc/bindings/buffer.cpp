@@ -24,6 +24,7 @@ const DLPackExchangeAPI* exchange_table(PyTypeObject* type) {
   PyObject* capsule =
       PyObject_GetAttrString(reinterpret_cast<PyObject*>(type), "__dlpack_c_exchange_api__");
   if (capsule == nullptr) {
+    if (!PyErr_ExceptionMatches(PyExc_AttributeError)) throw py::error_already_set();
     PyErr_Clear();
     return nullptr;
   }
@@ -78,12 +79,14 @@ std::unique_ptr<Producer> make_producer(PyTypeObject* type) {
   Py_INCREF(type);
   producer->type = type;
   const py::handle handle(reinterpret_cast<PyObject*>(type));
-  const auto module = static_cast<std::string>(py::str(handle.attr("__module__")));
   // A subclass of a user's own counts as torch's: it inherits the tensor and its duties.
   const bool torch = py::hasattr(handle, "is_neg") && py::hasattr(handle, "_version");
   producer->door = door_of(*producer, type, torch);
   if (producer->door == Producer::Door::none) return producer;
-  producer->masked = module.rfind("numpy.ma", 0) == 0;
+  for (const auto base : handle.attr("__mro__")) {
+    const auto home = static_cast<std::string>(py::str(base.attr("__module__")));
+    producer->masked = producer->masked || home.rfind("numpy.ma", 0) == 0;
+  }
   if (torch) producer->is_negated = handle.attr("is_neg").cast<py::object>().release().ptr();
   const py::object entry = producer_lookup()(handle);
   producer->immutable = entry.attr("immutable").cast<bool>();
@@ -280,7 +283,10 @@ PyObject* call_dlpack(PyObject* object) {
   try {
     return method(py::arg("max_version") = py::make_tuple(1, 3)).release().ptr();
   } catch (py::error_already_set& error) {
-    if (!error.matches(PyExc_TypeError)) throw;
+    const auto text = static_cast<std::string>(py::str(error.value()));
+    const bool old = text.find("max_version") != std::string::npos ||
+                     text.find("keyword argument") != std::string::npos;
+    if (!error.matches(PyExc_TypeError) || !old) throw;
   }
   return PyObject_CallNoArgs(method.ptr());  // a producer from before DLPack 1.0
 }
@@ -289,6 +295,11 @@ void import_protocol(PyObject* object, const Place& place, Owners& owners, Buffe
   py::object view = exporting(object, place, [&] { return PyMemoryView_FromObject(object); });
   const Py_buffer* memory = PyMemoryView_GET_BUFFER(view.ptr());
   owners.keep(std::move(view));
+  for (int d = 0; memory->suboffsets != nullptr && d < memory->ndim; ++d) {
+    if (memory->suboffsets[d] >= 0) {
+      fail(PyExc_BufferError, place, " is an array of pointers to its rows; copy it to an array");
+    }
+  }
   out.scalar = protocol_scalar(memory->format, place);
   out.data = memory->buf;
   out.readonly = memory->readonly != 0;
@@ -324,10 +335,8 @@ void enter(PyObject* object, const Place& place, Owners& owners, Buffer& out) {
   fail(PyExc_TypeError, place, ": expected an array, got " + brief(object));
 }
 
-/// Exporters do not report that a torch tensor's values are to be read with the other sign. Such
-/// tensors are every second float of a conjugated complex one, so row-major ones need no question.
+/// Exporters do not report that a torch tensor's values are to be read with the other sign.
 void refuse_negated(PyObject* object, const Place& place, const Buffer& buffer) {
-  if (buffer.numel > 1 && buffer.is_row_major()) return;
   const py::object negated =
       py::reinterpret_steal<py::object>(PyObject_CallOneArg(buffer.producer->is_negated, object));
   if (!negated) throw py::error_already_set();
@@ -420,6 +429,7 @@ bool Buffer::same_shape(const Buffer& other) const {
 }
 
 bool Buffer::same_order(const Buffer& other) const {
+  if (numel == 0) return true;
   const std::int64_t mine = size_of(scalar), theirs = size_of(other.scalar);
   for (int d = 0; d < ndim; ++d) {
     if (shape[d] > 1 && strides[d] * theirs != other.strides[d] * mine) return false;

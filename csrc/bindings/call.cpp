@@ -170,6 +170,7 @@ void Call::add_leaf(std::size_t index, const Leaf& leaf, const LeafNames& names,
                     std::uint32_t row) {
   const auto id = static_cast<std::uint32_t>(index);
   const Place param_place{names.param, names.path};
+  keep(leaf);  // first of all: what follows may run Python code that drops the others
   Tensor tensor{};
   Buffer param;
   tensor.param_dtype = import_output(leaf.param, param_place, param);
@@ -212,8 +213,17 @@ void Call::add_state(PyObject* param, const Place& param_place, PyObject* state,
   import_state(state, place, param_place, buffer, tensor, 0, 0);
 }
 
+void Call::keep(const Leaf& leaf) {
+  for (PyObject* object : {leaf.param, leaf.grad, leaf.copy}) {
+    if (object != nullptr) owners_.keep(object);
+  }
+  for (PyObject* state : leaf.states) {
+    if (state != nullptr) owners_.keep(state);
+  }
+}
+
 DType Call::import_output(PyObject* object, const Place& place, Buffer& out) {
-  owners_.keep(object);  // first of all: what follows may run Python code
+  owners_.keep(object);
   const Producer& producer = producer_of(object);
   if (producer.door == Producer::Door::number) {
     fail(PyExc_TypeError, place,
@@ -431,7 +441,7 @@ StepReport Call::run(OnNonfinite policy, py::handle grad_norm, const Speller& sp
   check_overlap(spell);
   set_scopes();
   const std::optional<double> given = given_norm(grad_norm);
-  const bool measure = !given && (measures_ || policy != OnNonfinite::propagate);
+  const bool measure = policy != OnNonfinite::propagate || (measures_ && !given);
   norms_.assign(scope_scales_.size(), 0.0);
   clip_coefs_.assign(rows_.size(), 1.0);
 
@@ -450,7 +460,6 @@ StepReport Call::run(OnNonfinite policy, py::handle grad_norm, const Speller& sp
   StepOutcome outcome{norms_.data(), clip_coefs_.data(), false, -1};
   run_kernels([&] { cpu::step(call, outcome); });
   if (outcome.skipped && policy == OnNonfinite::raise) raise_nonfinite(outcome, spell);
-  if (!outcome.skipped) tell_producers();
   return report(outcome, measure || given);
 }
 

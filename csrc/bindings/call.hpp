@@ -92,6 +92,10 @@ class Call {
   /// The last checks, then the step. `grad_norm` is the caller's own raw norm, or None.
   StepReport run(OnNonfinite policy, py::handle grad_norm, const Speller& spell);
 
+  /// After a step that was not skipped, and after its state and counts are where they belong: runs
+  /// Python code, in which an interrupt may surface.
+  void tell_producers();
+
   /// Instead of leaves: gradients alone, and the sum of their squares.
   void add_gradient(PyObject* object, const Place& place);
   double sum_squares();
@@ -103,6 +107,7 @@ class Call {
   };
 
   void clear();
+  void keep(const Leaf& leaf);
   DType import_output(PyObject* object, const Place& place, Buffer& out);
   void import_gradient(PyObject* object, const Place& place, const Place& param_place,
                        const Buffer& param, Tensor& tensor, std::uint32_t leaf);
@@ -124,7 +129,6 @@ class Call {
   StepReport report(const StepOutcome& outcome, bool has_norm) const;
   template <class Kernels>
   void run_kernels(Kernels kernels) const;
-  void tell_producers();
 
   Owners owners_;
   std::vector<Tensor> tensors_;

@@ -140,6 +140,7 @@ py::object step(int rule, py::handle params, py::handle grads, const py::tuple& 
   const StepReport report = call->run(
       parse_on_nonfinite(on_nonfinite), grad_norm,
       [&](std::size_t leaf, Role role, int slot) { return arguments.spell(leaf, role, slot); });
+  if (!report.skipped) call->tell_producers();
   py::dict state;
   for (std::size_t k = 0; k < arguments.slots.size(); ++k) {
     // A skipped first step has not happened: its state is not handed out.

@@ -175,6 +175,7 @@ class Plan::Filler {
     static PyObject* const name = PyUnicode_InternFromString("grad");
     PyObject* grad = PyObject_GetAttr(param, name);
     if (grad == nullptr) {
+      if (!PyErr_ExceptionMatches(PyExc_AttributeError)) throw py::error_already_set();
       PyErr_Clear();
       fail(PyExc_TypeError, {plan_.names_[tree_].c_str(), path},
            ": a " + type_name(Py_TYPE(param)) + " has no .grad; pass the gradients: step(grads)");
@@ -229,7 +230,10 @@ py::object Plan::step(py::handle grads, const py::sequence& rows, py::handle on_
   const StepReport report =
       call->run(parse_on_nonfinite(on_nonfinite), grad_norm,
                 [this](std::size_t leaf, Role role, int slot) { return spell(leaf, role, slot); });
-  if (!report.skipped) commit(*call, filler.stepped());
+  if (!report.skipped) {
+    commit(*call, filler.stepped());
+    call->tell_producers();
+  }
   return make_result(report, py::dict());
 }
 

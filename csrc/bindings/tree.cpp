@@ -57,7 +57,16 @@ class Walker {
 
   static PyObject* none_to_null(PyObject* node) { return node == Py_None ? nullptr : node; }
 
+  /// Reading an exporter may run Python code that takes a container out of its parent.
+  struct Hold {
+    Hold(PyObject* const* nodes, int size) {
+      for (int k = 0; k < size; ++k) held[k] = py::reinterpret_borrow<py::object>(nodes[k]);
+    }
+    py::object held[Forest::max_size];
+  };
+
   void visit_sequence(PyObject* const* nodes, const Path* path) {
+    const Hold hold(nodes, forest_.size);
     const Py_ssize_t size = PySequence_Fast_GET_SIZE(nodes[0]);
     for (int k = 1; k < forest_.size; ++k) {
       if (nodes[k] == nullptr) continue;
@@ -67,7 +76,7 @@ class Walker {
     PyObject* children[Forest::max_size];
     for (Py_ssize_t i = 0; i < size; ++i) {
       for (int k = 0; k < forest_.size; ++k) {
-        // Reading an exporter may run Python code that shortens a list under our hands.
+        // Or code that shortens a list.
         if (nodes[k] != nullptr && i >= PySequence_Fast_GET_SIZE(nodes[k])) changed(k, path);
         children[k] = nodes[k] != nullptr ? PySequence_Fast_GET_ITEM(nodes[k], i) : nullptr;
         if (k > 0 && children[k] != nullptr) children[k] = none_to_null(children[k]);
@@ -82,6 +91,7 @@ class Walker {
   }
 
   void visit_dict(PyObject* first, PyObject* const* nodes, const Path* path) {
+    const Hold hold(nodes, forest_.size);
     py::object dicts[Forest::max_size];
     for (int k = 1; k < forest_.size; ++k) {
       if (nodes[k] == nullptr) continue;
@@ -149,9 +159,30 @@ void for_each_leaf(py::handle tree, const char* name, Call call) {
   walk(forest, visitor);
 }
 
-bool is_named_pair(PyObject* object) {
-  return PyTuple_Check(object) && PyTuple_GET_SIZE(object) == 2 &&
-         PyUnicode_Check(PyTuple_GET_ITEM(object, 0));
+bool is_named_pairs(PyObject* sequence) {
+  const Py_ssize_t size = PySequence_Fast_GET_SIZE(sequence);
+  for (Py_ssize_t i = 0; i < size; ++i) {
+    PyObject* pair = PySequence_Fast_GET_ITEM(sequence, i);
+    const bool named = PyTuple_Check(pair) && PyTuple_GET_SIZE(pair) == 2 &&
+                       PyUnicode_Check(PyTuple_GET_ITEM(pair, 0));
+    if (!named) return false;
+  }
+  return size > 0;
+}
+
+/// Of two arrays with one name a dict would keep the last without a word.
+py::dict dict_of_pairs(const py::object& pairs) {
+  py::dict dict;
+  for (const auto item : pairs) {
+    const auto pair = py::reinterpret_borrow<py::tuple>(item);
+    if (dict.contains(pair[0])) {
+      throw py::value_error("the name " + static_cast<std::string>(py::repr(pair[0])) +
+                            " occurs twice among the (name, array) pairs; pass a dict, or param "
+                            "groups");
+    }
+    dict[pair[0]] = pair[1];
+  }
+  return dict;
 }
 
 py::object rebuild_from(PyObject* node, const std::vector<PyObject*>& leaves, std::size_t& next) {
@@ -195,9 +226,7 @@ py::object as_tree(py::handle object) {
     if (!iterable) return tree;
     tree = py::list(tree);
   }
-  if (PySequence_Fast_GET_SIZE(tree.ptr()) == 0) return tree;
-  if (!is_named_pair(PySequence_Fast_GET_ITEM(tree.ptr(), 0))) return tree;
-  return py::dict(tree);
+  return is_named_pairs(tree.ptr()) ? dict_of_pairs(tree) : tree;
 }
 
 py::object rebuild(py::handle tree, const std::vector<PyObject*>& leaves) {

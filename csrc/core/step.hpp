@@ -69,7 +69,8 @@ struct StepCall {
   bool measure_norm;    ///< read all gradients first and fill `norms`
   bool skip_nonfinite;  ///< write nothing if a norm is not finite (or the given one is not)
   /// Null, or norms that the caller has reduced already, before scope_scale: one per scope, a
-  /// single one if `joint`. Not together with `measure_norm`.
+  /// single one if `joint`. With `measure_norm` too, the gradients are only judged as finite or
+  /// not.
   const double* given_norms;
   int num_threads;  ///< upper bound; small calls stay on the calling thread
 };

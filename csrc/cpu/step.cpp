@@ -295,19 +295,23 @@ void Job::read_max(Tree& tree) {
 
 /// Norms are known, or not wanted: whether to update, and by which constants.
 Stage Job::settle() {
-  const bool has_norms = call_.measure_norm || call_.given_norms;
+  outcome_.first_nonfinite = -1;
+  bool finite = true;
+  const auto judge = [&] {
+    for (int k = 0; k < call_.num_scopes; ++k) finite = finite && std::isfinite(outcome_.norms[k]);
+  };
   if (call_.measure_norm) {
     report_norms();
-  } else if (has_norms) {
+    judge();
+    if (!finite) outcome_.first_nonfinite = first_nonfinite();
+  }
+  if (call_.given_norms) {
     for (int k = 0; k < call_.num_scopes; ++k)
       outcome_.norms[k] = call_.scope_scale[k] * call_.given_norms[call_.joint ? 0 : k];
+    judge();
   }
-  bool finite = true;
-  for (int k = 0; has_norms && k < call_.num_scopes; ++k)
-    finite = finite && std::isfinite(outcome_.norms[k]);
-  outcome_.first_nonfinite = !finite && call_.measure_norm ? first_nonfinite() : -1;
   outcome_.skipped = call_.skip_nonfinite && !finite;
-  prepare_rows(has_norms ? outcome_.norms : nullptr);
+  prepare_rows(call_.measure_norm || call_.given_norms ? outcome_.norms : nullptr);
   return outcome_.skipped ? Stage::finished : Stage::update;
 }
 
