@@ -123,7 +123,7 @@ MUTATIONS = [
     Mutation("chunk of the last share lost", WORK, "last < chunks.size() && before < goal", "last + 1 < chunks.size() && before < goal"),
     Mutation("chunk stolen twice", WORK, "return from_front ? front : back;", "return from_front || left.last - left.first < 2 ? front : ChunkRange{cut - 1, left.last};"),
     Mutation("skip flag", STEP, "outcome_.skipped = call_.skip_nonfinite && !finite;", "outcome_.skipped = false;"),
-    Mutation("skip ignores the given norm", STEP, "finite = finite && std::isfinite(call_.given_norms[k]);", "finite = finite && true;"),
+    Mutation("skip ignores the given norm", STEP, "    judge();\n  }\n  outcome_.skipped", "  }\n  outcome_.skipped"),
     Mutation("staging of one worker", STEP, "static_cast<std::size_t>(worker) * chunk_size", "0"),
     Mutation("staging border", STAGING, "for (; count > 0; ++i, begin = 0)", "for (; count > 0; ++i)"),
     Mutation("staging rounds twice", STAGING, "default: return copy_run<To, long double>;", "default: break;\n  }\n  return [](const char* from, std::int64_t stride, std::int64_t n, char* to) {\n    for (std::int64_t i = 0; i < n; ++i) {\n      long double x;\n      std::memcpy(&x, from + i * stride, sizeof x);\n      const To y = static_cast<To>(static_cast<float>(static_cast<double>(x)));\n      std::memcpy(to + i * static_cast<std::int64_t>(sizeof y), &y, sizeof y);\n    }\n  };\n  {"),

@@ -92,7 +92,7 @@ def test_an_exporter_that_fails_is_called_once() -> None:
             Failing.calls += 1
             raise TypeError("out of luck")
 
-    with pytest.raises(TypeError, match="params: .*out of luck"):
+    with pytest.raises(TypeError, match=r"params: .*out of luck"):
         fs.fused_sgd_step(Failing(), ones(), lr=0.5)
     assert Failing.calls == 1
 

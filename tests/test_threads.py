@@ -308,6 +308,7 @@ def test_interrupt_leaves_a_working_interpreter(runtime: str) -> None:
         STEP
         + """
     import os, signal, threading, time
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs ignore it
     try:
         threading.Timer(0.2, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
         while True: step()

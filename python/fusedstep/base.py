@@ -17,6 +17,7 @@ from fusedstep.groups import (
     Members,
     assign_rows,
     check_complete,
+    check_unchanged,
     is_group_list,
     leaf_keys,
     make_plan,
@@ -328,7 +329,11 @@ class Optimizer(ABC):
 
     def __getstate__(self) -> dict[str, Any]:
         plan = self._plan
-        leaves = [(plan.get_state(i), plan.get_steps(i)) for i in range(len(plan))] if plan else []
+        leaves = []
+        if plan is not None:
+            registered = [plan.leaf(i) for i in range(len(plan))]
+            check_unchanged(make_plan(self.param_groups, self._grouped), registered)
+            leaves = [(plan.get_state(i), plan.get_steps(i)) for i in range(len(plan))]
         return {**vars(self), "_plan": leaves, "_trees": []}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -20,7 +20,8 @@ import numpy as np
 
 from fusedstep import _core
 from fusedstep.buffers import Stored, copy_like, note_writes, stored
-from fusedstep.groups import Group, Key, Members, assign_rows, make_plan
+from fusedstep.groups import Group, Key, Members, assign_rows, check_unchanged, make_plan
+from fusedstep.hyperparameters import lr_range
 from fusedstep.ranges import Count, shown
 from fusedstep.schedules import Schedule
 
@@ -85,14 +86,16 @@ class _Restored:
 
     def __init__(self, optimizer: Optimizer, state: Mapping[str, Any]) -> None:
         self.optimizer = optimizer
-        optimizer._bound_plan()
+        plan = optimizer._bound_plan()
         for name, kind in (("state", Mapping), ("param_groups", (list, tuple))):
             if not isinstance(state, Mapping) or not isinstance(state.get(name), kind):
                 raise ValueError(f"state_dict: expected a dict with {name!r} as of state_dict()")
         self.schedules: list[tuple[Schedule, Mapping[str, Any]]] = []
         self.writes: list[tuple[NDArray[Any], Any]] = []
+        self.written: list[Any] = []  # the arrays that they go to
         self.groups = self._read_groups(state["param_groups"])
         self.plan = make_plan(self.groups, optimizer._grouped)
+        check_unchanged(self.plan, [plan.leaf(leaf) for leaf in range(len(plan))])
         self._read_state(state["state"])
         counts = [self.plan.get_steps(leaf) for leaf in range(len(self.plan))]
         self.steps = Count()("steps", state.get("steps", max(counts)))
@@ -111,6 +114,7 @@ class _Restored:
             optimizer.defaults["lr"] = optimizer.param_groups[optimizer._follow[0]]["lr"]
         optimizer._bind(self.plan, optimizer._keys, self.members)
         optimizer._steps = self.steps
+        note_writes(self.written)
 
     # --- param groups ---
 
@@ -171,10 +175,12 @@ class _Restored:
         if isinstance(lr, (int, float, np.number)):
             return entry["lr"]
         if _core.is_array(lr):
-            target = _core.array_view(lr, writable=True)
-            if _core.describe(lr)[1] == "bfloat16":
-                raise ValueError(f"{where}: a bfloat16 buffer cannot hold the saved number exactly")
-            self.writes.append((target, entry["lr"]))
+            number = lr_range.number(where, entry["lr"])
+            target, dtype = _core.array_view(lr, writable=True), _core.describe(lr)[1]
+            if dtype == "bfloat16" or float(target.dtype.type(number)) != number:
+                raise ValueError(f"{where}: a {dtype} buffer cannot hold {number!r} exactly")
+            self.writes.append((target, number))
+            self.written.append(lr)
         return lr
 
     # --- arrays ---
@@ -200,16 +206,18 @@ class _Restored:
             self.plan.set_state(leaf, tuple(copy_like(param, entry[name]) for name in names))
         self.plan.set_steps(leaf, Count()(f"{where}['step']", entry["step"]))
 
-    def read_params(self, saved: Mapping[Key, Stored]) -> list[Any]:
-        """Prepares the writes of parameters; returns the arrays that they go to."""
+    def read_params(self, saved: Mapping[Key, Stored]) -> None:
+        """Prepares the writes of parameters."""
         arrays = [self.plan.leaf(leaf) for leaf in range(len(self.plan))]
         for key, array in zip(self.optimizer._keys, arrays, strict=True):
             where, dtype = f"params[{key!r}]", stored(array).dtype
             _check_shape(where, array, saved[key])
             if dtype != saved[key].dtype:
                 raise ValueError(f"{where}: expected dtype {dtype}, got {saved[key].dtype}")
+            if stored(array).bits.dtype != saved[key].bits.dtype:
+                raise ValueError(f"{where}: its elements are {saved[key].bits.dtype}, not {dtype}")
             self.writes.append((_core.array_view(array, writable=True), saved[key].bits))
-        return arrays
+        self.written += arrays
 
 
 def _copy_of(schedule: Schedule) -> Schedule:
@@ -257,9 +265,10 @@ def save(optimizer: Optimizer, path: str | os.PathLike[str], *, params: bool) ->
 def _store(
     arrays: dict[str, NDArray[Any]], kind: str, leaf: int, key: Key, value: Any
 ) -> dict[str, str]:
+    # The number makes it unique; a key that an archive could mangle stands in the table only.
     text = str(key)
-    # A name that a zip archive could mangle is replaced; the table knows which array it is.
-    name = f"{kind}/{text if text.isprintable() and len(text) <= 200 else f'#{leaf}'}"
+    plain = text.isprintable() and len(text) <= 200 and not text.endswith(".npy")
+    name = f"{kind}/{leaf}:{text}" if plain else f"{kind}/{leaf}:"
     arrays[name], dtype = stored(value)
     return {"name": name, "dtype": dtype}
 
@@ -297,11 +306,11 @@ def load(optimizer: Optimizer, path: str | os.PathLike[str], *, params: bool) ->
                 raise ValueError(f"a checkpoint of {header['optimizer']}, not of {own}")
             restored = _Restored(optimizer, {**header, "state": _state_of(table)})
             saved = {key: kept["params"] for key, (_, kept) in table.items() if "params" in kept}
-            targets = restored.read_params(saved) if params and header["has_params"] else []
-        except (KeyError, TypeError, ValueError) as error:
+            if params and header["has_params"]:
+                restored.read_params(saved)
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
             raise ValueError(f"{os.fspath(path)}: {error}") from error
     restored.take_over()
-    note_writes(targets)
 
 
 _Table = dict[Key, tuple[int, dict[str, Stored]]]  # for each array its step and its buffers

@@ -39,8 +39,18 @@ def as_tree(params: Any) -> Any:
         params = list(params)
     pairs = isinstance(params, (list, tuple)) and len(params) > 0
     if pairs and all(_is_named(element) for element in params):
-        return dict(params)
+        return _dict_of_pairs(params)
     return params
+
+
+def _dict_of_pairs(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """Of two arrays with one name `dict` would keep the last without a word."""
+    named: dict[str, Any] = {}
+    for name, array in pairs:
+        if name in named:
+            raise ValueError(f"params: the name {name!r} occurs twice; pass a dict or param groups")
+        named[name] = array
+    return named
 
 
 def _is_named(element: object) -> bool:
@@ -92,6 +102,16 @@ def make_plan(groups: Sequence[Group], grouped: bool, old: _core.Plan | None = N
     return plan
 
 
+def check_unchanged(plan: _core.Plan, leaves: Sequence[Any]) -> None:
+    """Refuses trees that have come to hold other arrays since they were registered."""
+    same = len(plan) == len(leaves) and all(plan.leaf(k) is a for k, a in enumerate(leaves))
+    if not same:
+        raise ValueError(
+            "params: the tree has changed since it was registered; assign to arrays in place, or "
+            "register it again"
+        )
+
+
 class Members(NamedTuple):
     """What a group's arrays share, as of their registration.
 
@@ -109,15 +129,18 @@ def assign_rows(plan: _core.Plan, groups: Sequence[Group]) -> list[Members]:
     for leaf in range(len(plan)):
         leaves[plan.tree(leaf)].append(leaf)
     members: list[Members] = []
+    row_of: dict[int, int] = {}
     first_row = 0
     for group, own in zip(groups, leaves, strict=True):
         decay = group["weight_decay"]
         rows: dict[float, int] = {}
         for leaf in own:
             value = _decay_of(decay, plan, leaf) if callable(decay) else 0.0
-            plan.set_row(leaf, first_row + rows.setdefault(value, len(rows)))
+            row_of[leaf] = first_row + rows.setdefault(value, len(rows))
         members.append(Members(decay if callable(decay) else None, tuple(rows) or (0.0,)))
         first_row += len(members[-1].decays)
+    for leaf, row in row_of.items():  # after all functions: one that raises has changed nothing
+        plan.set_row(leaf, row)
     return members
 
 

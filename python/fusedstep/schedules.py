@@ -6,6 +6,7 @@ The formulas are those of `torch.optim.lr_scheduler` in closed form.
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
@@ -91,9 +92,19 @@ class Schedule(ABC):
         _EPOCH("last_epoch", state["last_epoch"])
         current = _LR.number("current_lr", state["current_lr"])
         loaded = {name: _like(mine[name], name, state[name]) for name in self._constants()}
+        self._check(loaded)
         for name, value in loaded.items():
             setattr(self, name, value)
         self._assigned = None if current == self.at(self.last_epoch) else current
+
+    def _check(self, constants: Mapping[str, Any]) -> None:
+        """Refuses what the constructor would refuse."""
+        accepted = inspect.signature(type(self)).parameters
+        arguments = {name: value for name, value in constants.items() if name in accepted}
+        try:
+            type(self)(**arguments).at(constants["last_epoch"])
+        except (ArithmeticError, TypeError) as error:
+            raise ValueError(f"schedule: {error}") from error
 
     def _type(self) -> str:
         return type(self).__name__

@@ -255,9 +255,17 @@ void check_rules(RuleList<All...>) {
 
 // --- norms ------------------------------------------------------------------------------------
 
+/// Of magnitudes so different that every order of additions gives other bits, 16-bit types too.
 Buffers gradients(DType dtype, const std::vector<std::int64_t>& sizes, double magnitude = 1.0) {
   Buffers all = make({dtype == f64 ? f64 : f32, dtype, f32}, sizes, 0);
-  for (TensorBuffers& one : all) one.grad.fill(magnitude);
+  for (TensorBuffers& one : all) {
+    one.grad.fill(magnitude);
+    for (std::int64_t i = 0; i < one.grad.numel(); ++i) {
+      const double x = oracle::get(dtype, one.grad.data(), i);
+      oracle::put(dtype, one.grad.data(), i,
+                  std::ldexp(x, static_cast<int>(generator() % 25) - 12));
+    }
+  }
   return all;
 }
 
