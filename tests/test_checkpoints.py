@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import pickle
 import warnings
 from collections.abc import Callable
@@ -279,3 +280,157 @@ def test_nothing_is_warned(tmp_path: Path) -> None:
         opt.save(tmp_path / "x.npz")
         opt.load(tmp_path / "x.npz")
         copy.deepcopy(opt)
+
+
+CLONES = [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))]
+
+
+@pytest.mark.parametrize("clone", CLONES, ids=["deepcopy", "pickle"])
+@pytest.mark.parametrize(
+    "change",
+    [lambda tree: tree.update(a=tree.pop("a")), lambda tree: tree["m"].update(y=np.ones(2))],
+    ids=["reordered", "grown"],
+)
+def test_trees_that_changed_are_refused(clone: Any, change: Any) -> None:
+    """A velocity must not reach another array: the state knows its array by its place."""
+    params = {"a": np.ones(2), "m": {"x": np.ones(2)}, "z": np.ones(2)}
+    opt = stepped(params, {"a": np.ones(2), "m": {"x": np.full(2, 2.0)}, "z": np.full(2, 3.0)})
+    state = copy.deepcopy(opt.state_dict())
+    change(params)
+    with pytest.raises(ValueError, match="registered"):
+        clone(opt)
+    with pytest.raises(ValueError, match="registered"):
+        opt.load_state_dict(state)
+    opt.register_trainable_weights(params)
+    velocities = {key: entry["velocity"][0] for key, entry in opt.state_dict()["state"].items()}
+    assert velocities == {"a": 1.0, "m.x": 2.0, "z": 3.0}
+    again = clone(opt).state_dict()["state"]
+    assert {key: entry["velocity"][0] for key, entry in again.items()} == velocities
+
+
+def test_a_reordered_list_is_refused_too() -> None:
+    params = [np.ones(2), np.ones(2)]
+    opt = stepped(params, [np.ones(2), np.zeros(2)])
+    params.reverse()
+    with pytest.raises(ValueError, match="registered"):
+        pickle.dumps(opt)
+
+
+@pytest.mark.parametrize(
+    "names", [("a", "a.npy"), ("#1", "\n"), ("a/b", "a\\b"), ("x" * 300, "")], ids=repr
+)
+def test_any_keys_can_be_saved(names: tuple[str, str], tmp_path: Path) -> None:
+    params = {name: np.full(2, k + 1.0) for k, name in enumerate(names)}
+    opt = stepped(params, {name: np.full(2, k + 5.0) for k, name in enumerate(names)})
+    opt.save(tmp_path / "run.npz")
+    fresh = {name: np.zeros(2) for name in names}
+    other = fs.Momentum(fresh, lr=0.1)
+    other.load(tmp_path / "run.npz")
+    for k, name in enumerate(names):
+        assert fresh[name].tobytes() == params[name].tobytes()
+        assert other.state_dict()["state"][name]["velocity"][0] == k + 5.0
+
+
+# --- learning rates in buffers ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [-3.0, float("nan"), float("inf"), "fast", None])
+def test_a_loaded_lr_is_checked_before_any_is_written(number: Any) -> None:
+    first, second = np.array(0.5), np.array(0.25)
+    groups = [{"params": [np.ones(2)], "lr": first}, {"params": [np.ones(2)], "lr": second}]
+    opt = fs.Momentum(groups)
+    state = opt.state_dict()
+    state["param_groups"][0]["lr"] = 0.125
+    state["param_groups"][1]["lr"] = number
+    with pytest.raises((TypeError, ValueError), match=r"param_groups\[1\]\['lr'\]"):
+        opt.load_state_dict(state)
+    assert (first, second) == (0.5, 0.25)
+    state["param_groups"][1]["lr"] = 0.75
+    opt.load_state_dict(state)
+    assert (first, second) == (0.125, 0.75)
+
+
+@pytest.mark.parametrize("number", [0.1, 1e300])
+def test_a_loaded_lr_is_not_rounded(number: float) -> None:
+    lr = np.array(0.5, np.float16)
+    opt = fs.Momentum([np.ones(2)], lr=lr)
+    state = opt.state_dict()
+    state["param_groups"][0]["lr"] = number
+    with pytest.raises(ValueError, match=r"lr.*float16.*exactly"):
+        opt.load_state_dict(state)
+    assert lr == 0.5
+
+
+@pytest.mark.framework("torch")
+def test_a_loaded_lr_counts_as_a_write() -> None:
+    import torch
+
+    lr = torch.tensor(0.5)
+    opt = fs.Momentum([np.ones(2)], lr=lr)
+    state, before = opt.state_dict(), lr._version
+    state["param_groups"][0]["lr"] = 0.25
+    opt.load_state_dict(state)
+    assert lr == 0.25
+    assert lr._version > before
+
+
+# --- files with a wrong header ----------------------------------------------------------------
+
+
+def put(*path: Any) -> Callable[[Any], None]:
+    """Sets the place in a header that `path` names to the last of `path`."""
+    *way, last, value = path
+
+    def change(node: Any) -> None:
+        for key in way:
+            node = node[key]
+        node[last] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        put("steps", 2**70),
+        put("steps", -1),
+        put("table", 0, "step", 2**70),
+        put("table", 0, "arrays", []),
+        put("table", 0, "arrays", "velocity", "dtype", "float32"),
+        put("table", 0, "arrays", "velocity", "dtype", "nonsense"),
+        put("table", 3),
+        put("table", 0, "key", []),
+        put("param_groups", [3]),
+        put("param_groups", 0, "params", None),
+        put("param_groups", 0, "lr_scheduler", 3),
+        put("param_groups", 0, "lr_scheduler", "step_size", 0),
+        put("param_groups", 0, "lr_scheduler", "gamma", 1e300),
+        put("param_groups", 0, "lr_scheduler", "last_epoch", 10**400),
+        put("param_groups", 0, "momentum", 10**400),
+    ],
+)
+def test_malformed_headers_are_value_errors(change: Any, tmp_path: Path) -> None:
+    def build() -> Any:
+        return fs.Momentum({"w": np.ones(3)}, lr=fs.StepLR(base_lr=0.1, step_size=2, last_epoch=9))
+
+    path, opt = tmp_path / "run.npz", build()
+    opt.step({"w": np.ones(3)})
+    opt.save(path)
+    with np.load(path) as file:
+        arrays = dict(file)
+    header = json.loads(arrays["fusedstep.json"].tobytes())
+    change(header)
+    arrays["fusedstep.json"] = np.frombuffer(json.dumps(header).encode(), np.uint8)
+    np.savez(path, **arrays)
+    fresh = build()
+    with pytest.raises(ValueError, match=r"run\.npz: "):
+        fresh.load(path)
+    assert (fresh.steps, fresh.state_dict()["state"]) == (0, {})
+
+
+def test_a_list_is_no_buffer() -> None:
+    opt = stepped({"w": np.ones(3)}, {"w": np.ones(3)})
+    state = opt.state_dict()
+    state["state"]["w"] = {"velocity": [1.0, 1.0, 1.0], "step": 1}
+    with pytest.raises(TypeError, match=r"state\['w'\]\['velocity'\]: expected an array"):
+        opt.load_state_dict(state)

@@ -350,6 +350,20 @@ def test_given_norm_decides_about_skipping() -> None:
 
 
 @pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("mode", ["skip", "raise"])
+def test_given_norm_does_not_hide_gradients(mode: str) -> None:
+    """Whoever reduced the norm may have left something out; nothing of it may be written."""
+    param, grad = np.ones(2), np.array([1.0, math.inf])
+    options = {"lr": 1.0, "grad_norm": 1.0, "on_nonfinite": mode}
+    if mode == "skip":
+        assert fs.fused_sgd_step(param, grad, **options).skipped
+    else:
+        with pytest.raises(FloatingPointError, match="grads"):
+            fs.fused_sgd_step(param, grad, **options)
+    assert np.all(param == 1)
+
+
+@pytest.mark.usefixtures("isa")
 def test_propagate_is_the_default() -> None:
     param = np.ones(2, np.float32)
     result = fs.fused_sgd_step(param, np.float32([math.nan, 1]), lr=1.0)

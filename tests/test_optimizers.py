@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import driver
@@ -11,7 +15,7 @@ import numpy as np
 import pytest
 import reference
 from exact import Array, mismatch
-from fusedstep import _core
+from fusedstep import _core, _stubs
 
 CLASSES = [fs.SGD, fs.Momentum, fs.MomentumNesterov]
 
@@ -411,6 +415,74 @@ def test_function_of_t_counts_applied_steps_per_group() -> None:
     for _ in range(3):
         opt.step([[np.ones(1)], [np.ones(1)]])
     assert (a[0], b[0]) == (-7.0, -3.0)
+
+
+class Registry:
+    """Reads like a dict, but is no Mapping (as torch's ParameterDict)."""
+
+    def __init__(self, **arrays: Array) -> None:
+        self.arrays = arrays
+
+    def __getitem__(self, key: str) -> Array:
+        return self.arrays[key]
+
+    def __iter__(self) -> Any:
+        return iter(self.arrays)
+
+    def keys(self) -> Any:
+        return self.arrays.keys()
+
+    def items(self) -> Any:
+        return self.arrays.items()
+
+
+def test_what_reads_like_a_dict_is_one() -> None:
+    weights = Registry(w=np.ones(2), b=np.ones(1))
+    opt = fs.Momentum(weights, lr=0.5)
+    opt.step({"w": np.ones(2), "b": np.ones(1)})
+    assert list(opt.state_dict()["state"]) == ["w", "b"]
+    assert weights["w"][0] == 0.5
+
+
+@pytest.mark.framework("torch")
+def test_torch_parameter_dict() -> None:
+    import torch
+
+    weights = torch.nn.ParameterDict({"w": torch.ones(2), "b": torch.ones(1)})
+    opt = fs.Momentum(weights, lr=0.5)
+    opt.step({"w": torch.ones(2), "b": torch.ones(1)})
+    assert set(opt.state_dict()["state"]) == {"w", "b"}
+    assert weights["w"][0] == 0.5
+
+
+@pytest.mark.parametrize("lr", [np.array(1), 10**400], ids=["int64", "1e400"])
+def test_lr_is_named_whatever_is_wrong_with_it(lr: Any) -> None:
+    with pytest.raises((TypeError, ValueError), match=r"^lr: "):
+        fs.SGD([np.ones(1)], lr=lr)
+
+
+@pytest.mark.parametrize("key", ["lr", "momentum", "weight_decay", "params"])
+def test_deleted_group_keys_are_named(key: str) -> None:
+    opt = fs.SGD([np.ones(1)], lr=0.1)
+    state = opt.state_dict()
+    del opt.param_groups[0][key]
+    for call in (lambda: opt.step([np.ones(1)]), lambda: opt.load_state_dict(state)):
+        with pytest.raises(ValueError, match=f"'{key}'"):
+            call()
+    with pytest.raises(ValueError, match=f"'{key}'"):
+        opt.state_dict()
+
+
+def test_info_survives_a_bad_setting() -> None:
+    environment = {**os.environ, "FUSEDSTEP_THREADS_RUNTIME": "bogus"}
+    command = [sys.executable, "-m", "fusedstep", "info"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert "bogus" in done.stdout
+    assert "CUDA" in done.stdout
+
+
+def test_the_stub_is_what_the_generator_writes() -> None:
+    assert Path(fs.__file__).with_name("functional.pyi").read_text() == _stubs.stub()
 
 
 # --- the first two seed pages -----------------------------------------------------------------

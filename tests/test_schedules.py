@@ -58,6 +58,48 @@ def test_state_of_another_class_is_refused() -> None:
     assert schedule.current_lr == 0.4
 
 
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"step_size": 0},
+        {"step_size": 2.5},
+        {"gamma": math.nan},
+        {"gamma": 1e300},
+        {"base_lr": -1.0},
+        {"last_epoch": -1},
+        {"last_epoch": "late"},
+        {"current_lr": "fast"},
+    ],
+)
+def test_states_out_of_range_are_refused(entry: dict[str, Any]) -> None:
+    schedule = fs.StepLR(base_lr=0.4, step_size=2, gamma=0.5, last_epoch=9)
+    before = schedule.state_dict()
+    with pytest.raises(ValueError, match="schedule: "):
+        schedule.load_state_dict({**before, **entry})
+    assert schedule.state_dict() == before
+    with pytest.raises(ValueError, match="schedule: "):
+        schedule.load_state_dict(3)  # type: ignore[arg-type]
+
+
+def test_state_of_a_class_with_another_constructor() -> None:
+    class Squared(fs.Schedule):
+        def __init__(self, root: float) -> None:
+            super().__init__(root**2)
+            self.divisor = 2
+
+        def at(self, t: int) -> float:
+            return self.base_lr / self.divisor ** (t + 1)
+
+    schedule = Squared(2.0)
+    schedule.step()
+    other = Squared(7.0)
+    other.load_state_dict(schedule.state_dict())
+    assert other.current_lr == 1.0
+    with pytest.raises(ValueError, match="schedule: "):
+        other.load_state_dict({**schedule.state_dict(), "divisor": 0})
+    assert other.current_lr == 1.0
+
+
 def test_step_to_an_epoch() -> None:
     schedule = fs.ExponentialLR(base_lr=1.0, gamma=0.5)
     schedule.step(epoch=3)

@@ -129,7 +129,7 @@ class Optimizer(ABC):
                 "params: no parameters are registered; pass them to the constructor or to "
                 "register_trainable_weights"
             )
-        trees = [group["params"] for group in self.param_groups]
+        trees = [group.get("params") for group in self.param_groups]
         if len(trees) != len(self._trees) or any(map(operator.is_not, trees, self._trees)):
             raise ValueError(
                 "param_groups: a group or its 'params' was replaced; assign to arrays in place "
@@ -202,11 +202,12 @@ class Optimizer(ABC):
 
     def _rows(self, groups: list[Group], members: list[Members]) -> list[tuple[int, _core.Row]]:
         """The rows of this step, in the order in which `assign_rows` counted them."""
+        for index, group in enumerate(groups):
+            check_complete(f"param_groups[{index}]", group, self.defaults)
         if any(map(_has_new_decay, groups, members)):
             members = self._members = assign_rows(self._bound_plan(), groups)
         rows = []
         for index, (group, member) in enumerate(zip(groups, members, strict=True)):
-            check_complete(f"param_groups[{index}]", group, self.defaults)
             try:
                 rule, lr, decay = self._rule_of(group), self._lr_of(group), group["weight_decay"]
                 decays = member.decays if callable(decay) else (decay,) * len(member.decays)
@@ -290,8 +291,10 @@ class Optimizer(ABC):
         """Takes over a state that `state_dict` gave; buffers are copied.
 
         Raises:
-            ValueError: If keys, shapes, dtypes, groups or schedules do not fit. Nothing has changed
-                then.
+            TypeError: If something in it is of a wrong kind, a list where a buffer belongs, say.
+            ValueError: If keys, shapes, dtypes, groups, numbers or schedules do not fit, or the
+                trees of parameters have changed since they were registered. Either way, nothing
+                has changed then.
         """
         from fusedstep.checkpoints import restore
 

@@ -20,7 +20,15 @@ import numpy as np
 
 from fusedstep import _core
 from fusedstep.buffers import Stored, copy_like, note_writes, stored
-from fusedstep.groups import Group, Key, Members, assign_rows, check_unchanged, make_plan
+from fusedstep.groups import (
+    Group,
+    Key,
+    Members,
+    assign_rows,
+    check_complete,
+    check_unchanged,
+    make_plan,
+)
 from fusedstep.hyperparameters import lr_range
 from fusedstep.ranges import Count, shown
 from fusedstep.schedules import Schedule
@@ -35,6 +43,8 @@ VERSION = 1
 HEADER = "fusedstep.json"
 # Stands for a `weight_decay` that is a function: its code cannot be stored.
 FUNCTION = "function"
+# What reading an entry of a wrong form may raise.
+MALFORMED = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 
 
 # --- dicts ----------------------------------------------------------------------------------------
@@ -56,6 +66,7 @@ def capture(optimizer: Optimizer) -> dict[str, Any]:
 def _entry(optimizer: Optimizer, index: int) -> dict[str, Any]:
     """A param group as plain data."""
     group = optimizer.param_groups[index]
+    check_complete(f"param_groups[{index}]", group, optimizer.defaults)
     entry: dict[str, Any] = {}
     for hyper in optimizer.declaration.of_group():
         value = group[hyper.name]
@@ -98,7 +109,7 @@ class _Restored:
         check_unchanged(self.plan, [plan.leaf(leaf) for leaf in range(len(plan))])
         self._read_state(state["state"])
         counts = [self.plan.get_steps(leaf) for leaf in range(len(self.plan))]
-        self.steps = Count()("steps", state.get("steps", max(counts)))
+        self.steps = _count("steps", state.get("steps", max(counts)))
         self.members: list[Members] = assign_rows(self.plan, self.groups)
         optimizer._rows(self.groups, self.members)
 
@@ -126,6 +137,9 @@ class _Restored:
 
     def _read_group(self, index: int, entry: Mapping[str, Any]) -> Group:
         where, group = f"param_groups[{index}]", self.optimizer.param_groups[index]
+        check_complete(where, group, self.optimizer.defaults)
+        if not isinstance(entry, Mapping) or not isinstance(entry.get("params"), (list, tuple)):
+            raise ValueError(f"{where}: expected a dict with the list 'params', as of state_dict()")
         wanted = {hyper.name for hyper in self.optimizer.declaration.of_group()} | {"params"}
         found = set(entry) - {"lr_scheduler"}
         if found != wanted:
@@ -158,6 +172,8 @@ class _Restored:
     def _read_lr(self, where: str, lr: Any, entry: Mapping[str, Any]) -> Any:
         """What the group's `lr` becomes: schedules, functions and buffers stay, with new values."""
         saved = entry.get("lr_scheduler")
+        if saved is not None and not isinstance(saved, Mapping):
+            raise ValueError(f"{where}: lr_scheduler is no dict but {shown(saved)}")
         if isinstance(lr, Schedule):
             if saved is None:
                 raise ValueError(
@@ -177,7 +193,9 @@ class _Restored:
         if _core.is_array(lr):
             number = lr_range.number(where, entry["lr"])
             target, dtype = _core.array_view(lr, writable=True), _core.describe(lr)[1]
-            if dtype == "bfloat16" or float(target.dtype.type(number)) != number:
+            with np.errstate(over="ignore"):
+                exact = dtype != "bfloat16" and float(target.dtype.type(number)) == number
+            if not exact:
                 raise ValueError(f"{where}: a {dtype} buffer cannot hold {number!r} exactly")
             self.writes.append((target, number))
             self.written.append(lr)
@@ -201,10 +219,13 @@ class _Restored:
             raise ValueError(f"{where}: expected {[*slots, 'step']}, got {list(entry)}")
         param = self.plan.leaf(leaf)
         for name in names:
+            if not isinstance(entry[name], Stored) and not _core.is_array(entry[name]):
+                got = shown(entry[name])
+                raise TypeError(f"{where}[{name!r}]: expected an array, got {got}")
             _check_shape(f"{where}[{name!r}]", param, entry[name])
         if names:
             self.plan.set_state(leaf, tuple(copy_like(param, entry[name]) for name in names))
-        self.plan.set_steps(leaf, Count()(f"{where}['step']", entry["step"]))
+        self.plan.set_steps(leaf, _count(f"{where}['step']", entry["step"]))
 
     def read_params(self, saved: Mapping[Key, Stored]) -> None:
         """Prepares the writes of parameters."""
@@ -218,6 +239,14 @@ class _Restored:
                 raise ValueError(f"{where}: its elements are {saved[key].bits.dtype}, not {dtype}")
             self.writes.append((_core.array_view(array, writable=True), saved[key].bits))
         self.written += arrays
+
+
+def _count(where: str, value: Any) -> int:
+    """A number of steps, which the core keeps in 64 bits."""
+    count = Count()(where, value)
+    if count >= 2**63:
+        raise ValueError(f"{where}: expected an integer < 2**63, got {shown(count)}")
+    return count
 
 
 def _copy_of(schedule: Schedule) -> Schedule:
@@ -308,7 +337,7 @@ def load(optimizer: Optimizer, path: str | os.PathLike[str], *, params: bool) ->
             saved = {key: kept["params"] for key, (_, kept) in table.items() if "params" in kept}
             if params and header["has_params"]:
                 restored.read_params(saved)
-        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        except MALFORMED as error:
             raise ValueError(f"{os.fspath(path)}: {error}") from error
     restored.take_over()
 
@@ -336,9 +365,17 @@ def _read(file: IO[bytes]) -> tuple[dict[str, Any], _Table]:
     table: _Table = {}
     for entry in header["table"]:
         places = entry["arrays"].items()
-        kept = {kind: Stored(bits[place["name"]], place["dtype"]) for kind, place in places}
+        kept = {kind: _stored_at(place, bits) for kind, place in places}
         table[entry["key"]] = (entry["step"], kept)
     return header, table
+
+
+def _stored_at(place: Mapping[str, str], bits: Mapping[str, NDArray[Any]]) -> Stored:
+    name, dtype = place["name"], place["dtype"]
+    found = bits[name].dtype
+    if found != np.dtype("uint16" if dtype == "bfloat16" else dtype):
+        raise ValueError(f"{name}: the header says {dtype}, but the array is {found}")
+    return Stored(bits[name], dtype)
 
 
 def _state_of(table: _Table) -> dict[Key, dict[str, Any]]:

@@ -34,13 +34,18 @@ def as_tree(params: Any) -> Any:
         raise TypeError(f"params: got {shown(params)}; params comes first, write lr={params}")
     if isinstance(params, (str, bytes)):
         raise TypeError(f"params: expected arrays, got {shown(params)}")
-    plain = isinstance(params, (list, tuple, Mapping)) or _core.is_array(params)
+    plain = isinstance(params, (list, tuple)) or is_dict(params) or _core.is_array(params)
     if not plain and isinstance(params, Iterable):
         params = list(params)
     pairs = isinstance(params, (list, tuple)) and len(params) > 0
     if pairs and all(_is_named(element) for element in params):
         return _dict_of_pairs(params)
     return params
+
+
+def is_dict(node: object) -> bool:
+    """A mapping, or what reads like one, as the core sees it (`torch.nn.ParameterDict`, say)."""
+    return isinstance(node, Mapping) or (hasattr(node, "keys") and hasattr(node, "items"))
 
 
 def _dict_of_pairs(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
@@ -160,7 +165,7 @@ def leaf_keys(plan: _core.Plan, groups: Sequence[Group]) -> list[Key]:
     taken: set[str] = set()
     for leaf in range(len(plan)):
         path, tree = plan.path(leaf), plan.tree(leaf)
-        named = isinstance(groups[tree]["params"], Mapping) or any(isinstance(k, str) for k in path)
+        named = is_dict(groups[tree]["params"]) or any(isinstance(k, str) for k in path)
         key: Key = dotted(path) if named else leaf
         if str(key) in taken and tree > 0:
             key = f"{tree}.{dotted(path)}"  # two groups with the same names

@@ -71,7 +71,8 @@ LearningRate = Annotated[
     SupportsFloat | Schedule | Callable[[int], SupportsFloat],
     lr_range,
     "Learning rate, >= 0. A number; a buffer of one element, read at every step; a schedule "
-    "object (its `current_lr`); or a function of t, the number of steps applied so far.",
+    "object (its `current_lr`); or a function of t, the number of steps applied so far, which must "
+    "be pure: it is evaluated again to save and to load.",
 ]
 LearningRateNow = Annotated[
     SupportsFloat | Schedule,
@@ -111,7 +112,8 @@ WeightDecay = Annotated[
     float | Callable[[str, Any], float],
     weight_decay_range,
     "Decay coefficient, >= 0, added to the gradient after clipping (L2). Or a function "
-    "`(path, array) -> float`, evaluated once per array at registration.",
+    "`(path, array) -> float`, evaluated once per array at registration. It must be pure: it is "
+    "evaluated again when arrays or another function are registered, and when a state is loaded.",
 ]
 WeightDecayNow = Annotated[
     float,

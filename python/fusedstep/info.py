@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import sys
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
@@ -30,8 +31,8 @@ def _facts() -> list[tuple[str, str]]:
         ("processor", _processor()),
         ("caches", _caches() or "unknown"),
         ("instruction set", _instruction_set()),
-        ("threads", f"{_core.get_num_threads()} of {os.cpu_count()} CPUs"),
-        ("thread runtime", _core.thread_runtime()),
+        ("threads", _or_error(lambda: f"{_core.get_num_threads()} of {os.cpu_count()} CPUs")),
+        ("thread runtime", _or_error(_core.thread_runtime)),
         ("CUDA", "not in this build" if not build["cuda"] else "built"),
         *((name, version) for name in _PACKAGES if (version := _version(name))),
         *((name, value) for name, value in sorted(os.environ.items()) if _matters(name)),
@@ -40,9 +41,14 @@ def _facts() -> list[tuple[str, str]]:
 
 def _instruction_set() -> str:
     available = ", ".join(_core.available_isas())
+    return _or_error(lambda: f"{_core.active_isa()} (available: {available})")
+
+
+def _or_error(fact: Callable[[], str]) -> str:
+    """The fact, or what is wrong with an environment variable that asks for what is missing."""
     try:
-        return f"{_core.active_isa()} (available: {available})"
-    except RuntimeError as error:  # FUSEDSTEP_FORCE_ISA asks for one that is missing
+        return fact()
+    except RuntimeError as error:
         return f"none: {error}"
 
 

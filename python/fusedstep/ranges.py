@@ -22,7 +22,10 @@ class Check(Protocol):
 def shown(value: object) -> str:
     """A value as messages show it: numbers and short strings, but never what an array holds."""
     if value is None or isinstance(value, (numbers.Number, np.generic, str)):
-        text = repr(value)
+        try:
+            text = repr(value)
+        except ValueError:  # Python refuses to spell integers of more than 4300 digits
+            return "a huge integer"
         return text if len(text) <= 60 else f"{text[:57]}..."
     kind = type(value)
     module = "" if kind.__module__ == "builtins" else f"{kind.__module__}."
@@ -71,7 +74,10 @@ class Real:
         # A flag where a number belongs is a mistaken argument, although bool is an int in Python.
         if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Real):
             raise TypeError(f"{name}: expected {self}, got {shown(value)}")
-        number = float(value)
+        try:
+            number = float(value)
+        except OverflowError:  # an integer beyond the largest float
+            raise ValueError(f"{name}: expected {self}, got {shown(value)}") from None
         if number not in self:
             raise ValueError(f"{name}: expected {self}, got {shown(value)}")
         return number

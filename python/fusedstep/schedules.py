@@ -80,8 +80,11 @@ class Schedule(ABC):
         """Goes on where the schedule of the same class stood that `state_dict` was called on.
 
         Raises:
-            ValueError: If the state is of another class or has other entries; nothing has changed.
+            ValueError: If the state is of another class, has other entries, or one of them is of
+                a wrong kind or out of range; nothing has changed.
         """
+        if not isinstance(state, Mapping):
+            raise ValueError(f"schedule: expected a dict, got {shown(state)}")
         mine = self.state_dict()
         if state.get("type") != mine["type"]:
             raise ValueError(
@@ -89,22 +92,35 @@ class Schedule(ABC):
             )
         if state.keys() != mine.keys():
             raise ValueError(f"schedule: expected the entries {list(mine)}, got {list(state)}")
-        _EPOCH("last_epoch", state["last_epoch"])
-        current = _LR.number("current_lr", state["current_lr"])
+        try:
+            current = _LR.number("current_lr", state["current_lr"])
+        except TypeError as error:
+            raise ValueError(f"schedule: {error}") from error
         loaded = {name: _like(mine[name], name, state[name]) for name in self._constants()}
-        self._check(loaded)
+        self._try(loaded)
         for name, value in loaded.items():
             setattr(self, name, value)
         self._assigned = None if current == self.at(self.last_epoch) else current
 
-    def _check(self, constants: Mapping[str, Any]) -> None:
-        """Refuses what the constructor would refuse."""
-        accepted = inspect.signature(type(self)).parameters
-        arguments = {name: value for name, value in constants.items() if name in accepted}
+    def _try(self, constants: Mapping[str, Any]) -> None:
+        """Refuses constants with which no schedule could be made or none has a value now."""
         try:
-            type(self)(**arguments).at(constants["last_epoch"])
-        except (ArithmeticError, TypeError) as error:
+            _LR.number("base_lr", constants["base_lr"])
+            epoch = _EPOCH("last_epoch", constants["last_epoch"])
+            if self._constructor_takes(constants):
+                type(self)(**constants)
+            trial = object.__new__(type(self))
+            vars(trial).update({**vars(self), **constants})
+            _LR.number(f"at({epoch})", trial.at(epoch))
+        except Exception as error:  # `at` is anyone's code
             raise ValueError(f"schedule: {error}") from error
+
+    def _constructor_takes(self, constants: Mapping[str, Any]) -> bool:
+        try:
+            inspect.signature(type(self)).bind(**constants)
+        except TypeError:
+            return False
+        return True
 
     def _type(self) -> str:
         return type(self).__name__
