@@ -41,10 +41,19 @@ def storages(rule: str, candidates: tuple[tuple[str, str, str], ...]) -> list[tu
     return list({(p, g): (p, g, s) for p, g, s in candidates}.values())
 
 
-def function_of(rule: str, hyper: dict[str, Any]) -> Callable[..., fs.StepResult]:
-    """The public function whose rule and form this is."""
-    name = "nesterov" if hyper.get("nesterov") else rule
-    return getattr(fs, f"fused_{name}_step")
+def public_form(rule: str, hyper: dict[str, Any]) -> tuple[Callable[..., fs.StepResult], dict]:
+    """The public function of a rule and form, and the arguments that choose them."""
+    family = rule.partition("_")[0]
+    given = dict(hyper)
+    if "beta1" in given:
+        given["betas"] = (given.pop("beta1"), given.pop("beta2"))
+    if rule == "momentum":
+        family = "nesterov" if given.pop("nesterov") else rule
+    if family == "adam":
+        given["amsgrad"] = rule == "adam_amsgrad"
+    if family == "rmsprop":
+        given["centered"] = "centered" in rule
+    return getattr(fs, f"fused_{family}_step"), given
 
 
 @functools.lru_cache(maxsize=64)
@@ -67,6 +76,11 @@ def gradients(dtype: str, sizes: tuple[int, ...] = guarded.SIZES) -> list[list[A
     return [values(dtype, sizes, seed=100 + t) for t in range(STEPS)]
 
 
+def _as_state(name: str, values: Array) -> Array:
+    """Averages of squares are not negative."""
+    return np.abs(values) if "sq" in name else values
+
+
 def make_group(
     rule: str,
     hyper: dict[str, Any],
@@ -78,8 +92,8 @@ def make_group(
     """Fresh random parameters and states; the gradients are those of the first step."""
     param, grad, state = storage
     slots = [
-        values(state, sizes, seed=10 + k, scale=0.1)
-        for k in range(len(reference.RULES[rule].slots))
+        [_as_state(name, x) for x in values(state, sizes, seed=10 + k, scale=0.1)]
+        for k, name in enumerate(reference.RULES[rule].slots)
     ]
     return reference.Group(
         rule,
@@ -101,11 +115,12 @@ class Compiled:
         slots = zip(*group.slots, strict=True) if reference.RULES[group.rule].slots else ()
         self.slots = [guarded.GuardedList(s, seed=2 + k) for k, s in enumerate(slots)]
         self.copies = guarded.GuardedList(group.copies, seed=7) if group.copies else None
+        self.scalars: dict[str, Any] = {}
 
     def step(self, grads: list[Array], **options: Any) -> fs.StepResult:
         """One step through the public function of the form."""
         group = self.group
-        hyper = {k: v for k, v in group.hyper.items() if k != "nesterov"}
+        function, hyper = public_form(group.rule, group.hyper)
         names = reference.RULES[group.rule].slots
         buffers = {name: s.arrays for name, s in zip(names, self.slots, strict=True)}
         if self.copies:
@@ -114,11 +129,16 @@ class Compiled:
             name: getattr(group, name)
             for name in ("rescale_grad", "maximize", "grad_clip_norm", "grad_clip_value")
         }
-        function = function_of(group.rule, group.hyper)
         guarded_grads = guarded.GuardedList(grads, seed=5)
         result = function(
-            self.params.arrays, guarded_grads.arrays, **buffers, **hyper, **limits, **options
+            self.params.arrays,
+            guarded_grads.arrays,
+            **{**buffers, **self.scalars},
+            **hyper,
+            **limits,
+            **options,
         )
+        self.scalars = {k: v for k, v in result.state.items() if k not in buffers}
         guarded_grads.check(grads, "gradients")
         return result
 

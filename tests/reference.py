@@ -1,4 +1,4 @@
-"""Executable specification: the norm tree, the order of a step, and one oracle per rule.
+"""Executable specification: the norm tree, the table of rules, and the order of a step.
 
 The compiled kernels must give these bits on every instruction set, for any number of threads.
 """
@@ -11,7 +11,25 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from exact import Array, fma, load, store
+from exact import Array, load, store
+from formulas import (
+    Progress,
+    accumulate,
+    adam,
+    adam_amsgrad,
+    momentum,
+    mu_of_nadam,
+    nadam,
+    prepare_accumulate,
+    prepare_adam,
+    prepare_momentum,
+    prepare_nadam,
+    prepare_rmsprop,
+    prepare_sgd,
+    rmsprop,
+    rmsprop_momentum,
+    sgd,
+)
 
 # --- norm tree (docs: numerics) ---------------------------------------------------------------
 
@@ -80,76 +98,21 @@ def clip_coefficient(value: float | None, limit: float | None) -> float:
     return limit / value
 
 
-# --- rules: coefficients from hyper-parameters, then the formula --------------------------------
-# A zero coefficient removes its term.
-
-
-def prepare_sgd(h: dict[str, Any], first: bool) -> list[float]:  # noqa: ARG001
-    """Makes wd, S, D."""
-    decoupled = h["decoupled_weight_decay"]
-    return [
-        0.0 if decoupled else h["weight_decay"],
-        -h["lr"],
-        h["lr"] * h["weight_decay"] if decoupled else 0.0,
-    ]
-
-
-def sgd(k: Sequence[float], p: Array, g: Array) -> tuple[Array]:
-    """Updates p <- fma(S, g, fma(-D, p, p)) with g <- fma(wd, p, g)."""
-    wd, S, D = k
-    g = _add_scaled(wd, p, g)
-    return (_add_scaled(S, g, _add_scaled(-D, p, p)),)
-
-
-def prepare_momentum(h: dict[str, Any], first: bool) -> list[float]:
-    """Makes wd, A, B, N1, N2, S, D."""
-    damped = not first or h["dampen_first_step"]
-    gain = 1.0 - h["dampening"] if damped else 1.0
-    B = -h["lr"] * gain if h["lr_in_velocity"] else gain
-    decoupled = h["decoupled_weight_decay"]
-    return [
-        0.0 if decoupled else h["weight_decay"],
-        0.0 if first else h["momentum"],
-        B,
-        h["next_momentum"] if h["nesterov"] else 1.0,
-        B if h["nesterov"] else 0.0,
-        1.0 if h["lr_in_velocity"] else -h["lr"],
-        h["lr"] * h["weight_decay"] if decoupled else 0.0,
-    ]
-
-
-def momentum(k: Sequence[float], p: Array, g: Array, v: Array) -> tuple[Array, Array]:
-    """Updates v <- fma(B, g, A*v); d <- fma(N1, v, N2*g); p <- fma(S, d, fma(-D, p, p))."""
-    wd, A, B, N1, N2, S, D = k
-    g = _add_scaled(wd, p, g)
-    v = _combine(B, g, A, v)
-    d = _combine(N1, v, N2, g)
-    return _add_scaled(S, d, _add_scaled(-D, p, p)), v
-
-
-def _add_scaled(a: float, x: Array, y: Array) -> Array:
-    return fma(a, x, y, y.dtype) if a != 0 else y
-
-
-def _combine(a: float, x: Array, b: float, y: Array) -> Array:
-    """a*x + b*y: b*y is rounded, then one fused multiply-add."""
-    with np.errstate(all="ignore"):
-        rounded = x.dtype.type(b) * y if b != 0 else np.zeros_like(y)
-        if b != 0:
-            return fma(a, x, rounded, x.dtype) if a != 0 else rounded
-        return x.dtype.type(a) * x if a != 0 else rounded
+# --- rules ------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
     """A rule's oracle. `cases` are its forms, as hyper-parameters that differ from `defaults`."""
 
-    prepare: Callable[[dict[str, Any], bool], list[float]]
+    prepare: Callable[[dict[str, Any], Progress], list[float]]
     apply: Callable[..., tuple[Array, ...]]
     slots: tuple[str, ...]
     defaults: dict[str, Any]
     cases: dict[str, dict[str, Any]]
     coefficients: dict[str, list[float]]  # raw ones, beyond what `prepare` can make
+    scalars: tuple[str, ...] = ()
+    factor: Callable[[dict[str, Any], int], float] | None = None
 
     def hyper(self, **given: Any) -> dict[str, Any]:
         """All hyper-parameters of the rule; `next_momentum` follows `momentum`."""
@@ -218,7 +181,121 @@ RULES = {
             "nothing": [0.0] * 7,
         },
     ),
+    "accumulate": Rule(
+        prepare_accumulate,
+        accumulate,
+        (),
+        {"keep": 1.0, "scale": 1.0},
+        {},
+        {"add": [1.0, 0.25], "begin": [0.0, -3.7], "fade": [0.3, 0.7], "keep": [1.0, 0.0]},
+    ),
 }
+ADAM_DEFAULTS = {
+    "lr": 0.1,
+    "beta1": 0.9,
+    "beta2": 0.999,
+    "eps": 1e-8,
+    "weight_decay": 0.0,
+    "decoupled_weight_decay": False,
+}
+ADAM_CASES = {
+    "plain": {},
+    "lr zero": {"lr": 0.0},
+    "no eps": {"eps": 0.0},
+    "large eps": {"eps": 0.1},
+    "small betas": {"beta1": 0.3, "beta2": 0.2},
+    "no beta1": {"beta1": 0.0, "beta2": 0.5},
+    "no betas": {"beta1": 0.0, "beta2": 0.0},
+    "large betas": {"beta1": 0.999, "beta2": 0.999999},
+    **DECAYS,
+}
+ADAM_RAW = {
+    "all terms": [0.037, 0.1, 0.0, 0.01, 0.0, 1.3, -0.11, 0.01, 0.043],
+    "both weights": [0.037, 0.1, 0.2, 0.01, 0.3, 1.3, -0.11, 0.01, 0.043],
+    "no weights": [0.0, 0.0, 0.0, 0.0, 0.0, 1.3, -0.11, 0.01, 0.0],
+    "no step": [0.0, 0.1, 0.0, 0.01, 0.0, 1.3, 0.0, 0.01, 0.043],
+    "nothing": [0.0] * 9,
+}
+RULES["adam"] = Rule(
+    prepare_adam,
+    adam,
+    ("exp_avg", "exp_avg_sq"),
+    ADAM_DEFAULTS,
+    ADAM_CASES,
+    ADAM_RAW,
+    ("step",),
+)
+RULES["adam_amsgrad"] = dataclasses.replace(
+    RULES["adam"], apply=adam_amsgrad, slots=("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
+)
+RULES["nadam"] = Rule(
+    prepare_nadam,
+    nadam,
+    ("exp_avg", "exp_avg_sq"),
+    {**ADAM_DEFAULTS, "momentum_decay": 4e-3},
+    {
+        **ADAM_CASES,
+        "no momentum decay": {"momentum_decay": 0.0},
+        "Keras": {"momentum_decay": 1.0},
+        "steep": {"momentum_decay": 2e4},
+    },
+    {
+        "all terms": [0.037, 0.1, 0.0, 0.01, 0.0, 0.3, 0.8, 1.3, -0.11, 0.01, 0.043],
+        "both weights": [0.037, 0.1, 0.2, 0.01, 0.3, 0.3, 0.8, 1.3, -0.11, 0.01, 0.043],
+        "gradient alone": [0.0, 0.1, 0.0, 0.01, 0.0, 0.3, 0.0, 1.3, -0.11, 0.01, 0.0],
+        "average alone": [0.0, 0.1, 0.0, 0.01, 0.0, 0.0, 0.8, 1.3, -0.11, 0.01, 0.0],
+        "nothing": [0.0] * 11,
+    },
+    ("step", "mu_product"),
+    mu_of_nadam,
+)
+RMSPROP_RAW = {
+    "all terms": [0.037, 0.01, 0.0, 0.83, 0.57, 0.29, -0.11, 0.01, 0.043],
+    "small weight": [0.0, 0.0, 0.3, 0.83, 0.0, 0.29, -0.11, 0.01, 0.0],
+    "no buffer": [0.0, 0.01, 0.0, 0.0, 1.0, 0.0, -0.11, 0.01, 0.0],
+    "nothing": [0.0] * 9,
+}
+RULES["rmsprop"] = Rule(
+    prepare_rmsprop,
+    rmsprop,
+    ("square_avg",),
+    {
+        "lr": 0.1,
+        "alpha": 0.99,
+        "eps": 1e-8,
+        "momentum": 0.0,
+        "next_momentum": None,
+        "nesterov": False,
+        "weight_decay": 0.0,
+        "decoupled_weight_decay": False,
+    },
+    {
+        "plain": {},
+        "lr zero": {"lr": 0.0},
+        "large eps": {"eps": 0.1},
+        "small alpha": {"alpha": 0.2},
+        "no alpha": {"alpha": 0.0},
+        **DECAYS,
+    },
+    RMSPROP_RAW,
+)
+RULES["rmsprop_centered"] = dataclasses.replace(RULES["rmsprop"], slots=("square_avg", "grad_avg"))
+RULES["rmsprop_momentum"] = dataclasses.replace(
+    RULES["rmsprop"],
+    apply=rmsprop_momentum,
+    slots=("square_avg", "momentum_buffer"),
+    defaults={**RULES["rmsprop"].defaults, "momentum": 0.9},
+    cases={
+        **RULES["rmsprop"].cases,
+        "small momentum": {"momentum": 0.25},
+        "nesterov": {"nesterov": True},
+        "nesterov next momentum": {"nesterov": True, "next_momentum": 0.99},
+        "nesterov no next momentum": {"nesterov": True, "next_momentum": 0.0},
+    },
+)
+RULES["rmsprop_centered_momentum"] = dataclasses.replace(
+    RULES["rmsprop_momentum"], apply=rmsprop, slots=("square_avg", "grad_avg", "momentum_buffer")
+)
 
 
 # --- one step ---------------------------------------------------------------------------------
@@ -235,6 +312,8 @@ class Group:
     slots: list[tuple[Array, ...]]
     copies: list[Array] | None = None
     first: bool = False
+    applied: int = 0  # steps before this one
+    product: float = 1.0  # of the rule's factors of these steps
     rescale_grad: float = 1.0
     maximize: bool = False
     grad_clip_norm: float | None = None
@@ -266,7 +345,10 @@ def total_norm(groups: Sequence[Group]) -> float:
 def step(
     groups: Sequence[Group], grad_norm: float | None = None
 ) -> tuple[float | None, list[float]]:
-    """Applies one step in place; returns the norm after rescaling and the clip coefficients."""
+    """Applies one step in place; returns the norm after rescaling and the clip coefficients.
+
+    Each group's counts advance, but `first` is the caller's to set.
+    """
     if grad_norm is None and any(group.grad_clip_norm is not None for group in groups):
         grad_norm = total_norm(groups)
     clips = [clip_coefficient(grad_norm, group.grad_clip_norm) for group in groups]
@@ -278,11 +360,15 @@ def step(
 
 def _apply(group: Group, factor: float) -> None:
     rule = RULES[group.rule]
-    coefficients = rule.prepare(group.hyper, group.first)
+    at = Progress(group.applied + 1, group.first, group.product)
+    coefficients = rule.prepare(group.hyper, at)
     for i, (p, g) in enumerate(zip(group.params, group.grads, strict=True)):
         g = condition(load(g, arithmetic_of(p.dtype)), factor, group.grad_clip_value)
         copy = group.copies[i] if group.copies else None
         apply_coefficients(group.rule, coefficients, p, g, group.slots[i], copy)
+    group.applied = at.step
+    if rule.factor is not None:
+        group.product *= rule.factor(group.hyper, at.step)
 
 
 def condition(g: Array, factor: float, clip_value: float | None) -> Array:

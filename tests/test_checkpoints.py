@@ -394,7 +394,7 @@ def put(*path: Any) -> Callable[[Any], None]:
     [
         put("steps", 2**70),
         put("steps", -1),
-        put("table", 0, "step", 2**70),
+        put("table", 0, "scalars", "step", 2**70),
         put("table", 0, "arrays", []),
         put("table", 0, "arrays", "velocity", "dtype", "float32"),
         put("table", 0, "arrays", "velocity", "dtype", "nonsense"),

@@ -155,5 +155,5 @@ def test_an_interrupt_during_the_kernels_finds_a_whole_step() -> None:
     assert (p == -0.5).all()
     plan = opt._plan
     assert plan is not None
-    assert plan.get_steps(0) == 1
+    assert plan.get_progress(0) == (1, 1.0)
     assert len(plan.get_state(0)) == 1

@@ -1,5 +1,8 @@
 #include "bindings/call.hpp"
 
+#include <pybind11/numpy.h>
+
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <utility>
@@ -118,16 +121,32 @@ RowSpec parse_row(int rule, py::handle tuple) {
   return spec;
 }
 
-OnNonfinite parse_on_nonfinite(py::handle text) {
-  if (PyUnicode_Check(text.ptr())) {
-    if (PyUnicode_CompareWithASCIIString(text.ptr(), "propagate") == 0) {
-      return OnNonfinite::propagate;
-    }
-    if (PyUnicode_CompareWithASCIIString(text.ptr(), "skip") == 0) return OnNonfinite::skip;
-    if (PyUnicode_CompareWithASCIIString(text.ptr(), "raise") == 0) return OnNonfinite::raise;
+namespace {
+
+/// The position of a string among `options`; the caller has checked it already.
+template <std::size_t n>
+int option(PyObject* text, const char* const (&options)[n]) {
+  for (int k = 0; k < static_cast<int>(n); ++k) {
+    if (PyUnicode_Check(text) && PyUnicode_CompareWithASCIIString(text, options[k]) == 0) return k;
   }
-  throw py::value_error("on_nonfinite: expected 'propagate', 'skip' or 'raise', got " +
-                        brief(text.ptr()));
+  throw py::value_error(std::string("expected '") + options[0] + "' or the like, got " +
+                        brief(text));
+}
+
+}  // namespace
+
+Policy parse_policy(py::handle tuple) {
+  PyObject* items = tuple.ptr();
+  if (!PyTuple_Check(items) || PyTuple_GET_SIZE(items) != 3) {
+    throw InternalError("a policy has the wrong form");
+  }
+  Policy policy;
+  policy.on_nonfinite =
+      static_cast<OnNonfinite>(option(PyTuple_GET_ITEM(items, 0), {"propagate", "skip", "raise"}));
+  policy.clip_scope =
+      static_cast<ClipScope>(option(PyTuple_GET_ITEM(items, 1), {"all", "group", "array"}));
+  policy.skip_norm = limit(PyTuple_GET_ITEM(items, 2));
+  return policy;
 }
 
 // ---- life -------------------------------------------------------------------------------------
@@ -146,6 +165,7 @@ void Call::clear() {
   owners_.clear();
   tensors_.clear();
   tensor_leaves_.clear();
+  tensor_groups_.clear();
   rows_.clear();
   measures_ = false;
   spans_.clear();
@@ -166,8 +186,8 @@ std::uint32_t Call::add_row(const RowSpec& spec, Progress progress) {
   return static_cast<std::uint32_t>(rows_.size() - 1);
 }
 
-void Call::add_leaf(std::size_t index, const Leaf& leaf, const LeafNames& names,
-                    std::uint32_t row) {
+void Call::add_leaf(std::size_t index, const Leaf& leaf, const LeafNames& names, std::uint32_t row,
+                    std::size_t group) {
   const auto id = static_cast<std::uint32_t>(index);
   const Place param_place{names.param, names.path};
   keep(leaf);  // first of all: what follows may run Python code that drops the others
@@ -177,6 +197,7 @@ void Call::add_leaf(std::size_t index, const Leaf& leaf, const LeafNames& names,
   tensor.param = param.data;
   tensor.numel = param.numel;
   tensor.row = row;
+  tensor.chunk_sums = leaf.chunk_sums;
   add_span(param, id, Role::param, 0);
   import_gradient(leaf.grad, {names.grad, names.path}, param_place, param, tensor, id);
   const auto& slots = cpu::rule_infos()[static_cast<std::size_t>(rows_[row].rule)].slots;
@@ -185,8 +206,9 @@ void Call::add_leaf(std::size_t index, const Leaf& leaf, const LeafNames& names,
     PyObject* state = leaf.states[k];
     py::object made;
     if (state == nullptr) {
-      made = create_state(leaf.param, param, place, index, k);
+      made = create_state(leaf.param, param, place);
       state = made.ptr();
+      created_.push_back({index, rows_[row].rule, k, made});
     }
     import_state(state, place, param_place, param, tensor, k, id);
   }
@@ -197,6 +219,21 @@ void Call::add_leaf(std::size_t index, const Leaf& leaf, const LeafNames& names,
   elements_ += tensor.numel;
   tensors_.push_back(tensor);
   tensor_leaves_.push_back(id);
+  tensor_groups_.push_back(static_cast<std::uint32_t>(group));
+}
+
+py::object Call::make_zeros(PyObject* param, const Place& place) {
+  Buffer buffer;
+  Owners owners;
+  import_buffer(param, place, owners, buffer);
+  return create_state(param, buffer, place);
+}
+
+std::size_t Call::count_chunks(PyObject* array, const Place& place) {
+  Buffer buffer;
+  Owners owners;
+  import_buffer(array, place, owners, buffer);
+  return static_cast<std::size_t>((buffer.numel + chunk_size - 1) / chunk_size);
 }
 
 void Call::add_output(std::size_t index, PyObject* object, const Place& place) {
@@ -311,15 +348,12 @@ void Call::import_copy(PyObject* object, const Place& place, const Place& param_
   add_span(copy, leaf, Role::copy, 0);
 }
 
-py::object Call::create_state(PyObject* param, const Buffer& buffer, const Place& place,
-                              std::size_t leaf, int slot) {
+py::object Call::create_state(PyObject* param, const Buffer& buffer, const Place& place) {
   if (buffer.producer->zeros_like == nullptr) {
     fail(PyExc_TypeError, place,
          " cannot be made for a " + type_name(Py_TYPE(param)) + "; pass a buffer of zeros");
   }
-  py::object state = py::handle(buffer.producer->zeros_like)(py::handle(param));
-  created_.push_back({leaf, slot, state});
-  return state;
+  return py::handle(buffer.producer->zeros_like)(py::handle(param));
 }
 
 const GradLayout* Call::layout_of(const Buffer& grad, const Buffer& order) {
@@ -406,16 +440,33 @@ void Call::check_overlap(const Speller& spell) {
   throw py::error_already_set();
 }
 
-/// Groups of equal rescale_grad share one tree, whatever groups there are: then the bits of the
-/// norm do not depend on the grouping.
-void Call::set_scopes() {
+/// With one norm for all, tensors of equal rescale_grad share one tree, whatever groups there are:
+/// then the bits of the norm do not depend on the grouping.
+void Call::set_scopes(ClipScope scope) {
+  if (scope == ClipScope::array) give_each_tensor_a_row();
   scope_scales_.clear();
-  for (Tensor& tensor : tensors_) {
-    const double scale = std::fabs(rows_[tensor.row].rescale_grad);
-    if (scope_scales_.empty() || scope_scales_.back() != scale) scope_scales_.push_back(scale);
-    tensor.scope = static_cast<std::uint32_t>(scope_scales_.size() - 1);
+  for (std::size_t t = 0; t < tensors_.size(); ++t) {
+    const double scale = std::fabs(rows_[tensors_[t].row].rescale_grad);
+    const bool begins = t == 0 || scope == ClipScope::array ||
+                        (scope == ClipScope::group ? tensor_groups_[t] != tensor_groups_[t - 1]
+                                                   : scope_scales_.back() != scale);
+    if (begins) scope_scales_.push_back(scale);
+    tensors_[t].scope = static_cast<std::uint32_t>(scope_scales_.size() - 1);
   }
   if (scope_scales_.empty()) scope_scales_.push_back(1.0);
+}
+
+/// The tensors of a row are clipped alike.
+void Call::give_each_tensor_a_row() {
+  std::vector<bool> taken(rows_.size(), false);
+  for (Tensor& tensor : tensors_) {
+    if (taken[tensor.row]) {
+      rows_.push_back(Row(rows_[tensor.row]));
+      tensor.row = static_cast<std::uint32_t>(rows_.size() - 1);
+    } else {
+      taken[tensor.row] = true;
+    }
+  }
 }
 
 std::optional<double> Call::given_norm(py::handle grad_norm) const {
@@ -426,8 +477,8 @@ std::optional<double> Call::given_norm(py::handle grad_norm) const {
   }
   if (scope_scales_.size() > 1) {
     throw py::value_error(
-        "grad_norm: one norm does not say enough when groups differ in "
-        "rescale_grad; rescale the gradients instead");
+        "grad_norm: one norm does not say enough when groups differ in rescale_grad (rescale the "
+        "gradients instead) or are clipped by norms of their own (grad_clip_scope)");
   }
   return norm;
 }
@@ -437,12 +488,15 @@ void Call::run_kernels(Kernels kernels) const {
   elements_ < min_elements_without_gil ? kernels() : without_gil(kernels);
 }
 
-StepReport Call::run(OnNonfinite policy, py::handle grad_norm, const Speller& spell) {
+StepReport Call::run(const Policy& policy, py::handle grad_norm, std::size_t leaves,
+                     const Speller& spell, StepCall::Sums sums) {
   check_overlap(spell);
-  set_scopes();
+  set_scopes(policy.clip_scope);
   const std::optional<double> given = given_norm(grad_norm);
-  const bool measure = policy != OnNonfinite::propagate || (measures_ && !given);
+  const bool judges = policy.on_nonfinite != OnNonfinite::propagate;
+  const bool measure = judges || ((measures_ || policy.skip_norm != infinity) && !given);
   norms_.assign(scope_scales_.size(), 0.0);
+  tensor_norms_.assign(tensors_.size(), 0.0);
   clip_coefs_.assign(rows_.size(), 1.0);
 
   StepCall call{};
@@ -452,15 +506,27 @@ StepReport Call::run(OnNonfinite policy, py::handle grad_norm, const Speller& sp
   call.num_rows = static_cast<int>(rows_.size());
   call.num_scopes = static_cast<int>(scope_scales_.size());
   call.scope_scale = scope_scales_.data();
-  call.joint = true;
+  call.joint = policy.clip_scope == ClipScope::all;
   call.measure_norm = measure;
-  call.skip_nonfinite = policy != OnNonfinite::propagate;
+  call.skip_nonfinite = judges;
+  call.skip_norm = policy.skip_norm;
+  call.sums = sums;
   call.given_norms = given ? &*given : nullptr;
   call.num_threads = cpu::get_num_threads();
-  StepOutcome outcome{norms_.data(), clip_coefs_.data(), false, -1};
+  StepOutcome outcome{};
+  outcome.norms = norms_.data();
+  outcome.tensor_norms = tensor_norms_.data();
+  outcome.clip_coefs = clip_coefs_.data();
+  StepReport report;
+  if (measure) report.tensor_norms = py::array_t<double>(static_cast<py::ssize_t>(leaves));
   run_kernels([&] { cpu::step(call, outcome); });
-  if (outcome.skipped && policy == OnNonfinite::raise) raise_nonfinite(outcome, spell);
-  return report(outcome, measure || given);
+  if (policy.on_nonfinite == OnNonfinite::raise && outcome.nonfinite) {
+    raise_nonfinite(outcome, spell);
+  }
+  if (measure || given) report.grad_norm = outcome.norm;
+  report.skipped = outcome.skipped;
+  fill(report);
+  return report;
 }
 
 void Call::raise_nonfinite(const StepOutcome& outcome, const Speller& spell) const {
@@ -473,13 +539,17 @@ void Call::raise_nonfinite(const StepOutcome& outcome, const Speller& spell) con
   throw py::error_already_set();
 }
 
-StepReport Call::report(const StepOutcome& outcome, bool has_norm) const {
-  StepReport report{std::nullopt, 1.0, outcome.skipped};
-  if (has_norm) report.grad_norm = norms_[0];
-  for (const double coef : clip_coefs_) {
+void Call::fill(StepReport& report) const {
+  for (const Tensor& tensor : tensors_) {
+    const double coef = clip_coefs_[tensor.row];
     if (!(coef >= report.clip_coef)) report.clip_coef = coef;  // NaN wins
   }
-  return report;
+  if (report.tensor_norms.is_none()) return;
+  auto norms = py::reinterpret_borrow<py::array_t<double>>(report.tensor_norms);
+  std::fill_n(norms.mutable_data(), norms.size(), 0.0);
+  for (std::size_t t = 0; t < tensors_.size(); ++t) {
+    norms.mutable_data()[tensor_leaves_[t]] = tensor_norms_[t];
+  }
 }
 
 void Call::tell_producers() {

@@ -1,6 +1,7 @@
 #pragma once
 #include <pybind11/pybind11.h>
 
+#include <cmath>
 #include <cstdint>
 #include <deque>
 #include <functional>
@@ -23,6 +24,7 @@ struct Leaf {
   PyObject* grad;
   PyObject* copy;
   PyObject* states[max_slots];
+  double* chunk_sums = nullptr;  ///< see StepCall::Sums
 };
 
 /// How messages call the arguments of a leaf.
@@ -37,6 +39,14 @@ struct LeafNames {
 using Speller = std::function<std::string(std::size_t leaf, Role role, int slot)>;
 
 enum class OnNonfinite : std::uint8_t { propagate, skip, raise };
+enum class ClipScope : std::uint8_t { all, group, array };
+
+/// What a step does besides its rows' arithmetic.
+struct Policy {
+  OnNonfinite on_nonfinite = OnNonfinite::propagate;
+  ClipScope clip_scope = ClipScope::all;
+  double skip_norm = HUGE_VAL;
+};
 
 /// The hyper-parameters of a row as they come from Python.
 struct RowSpec {
@@ -46,10 +56,12 @@ struct RowSpec {
 
 /// Parses (rescale_grad, maximize, grad_clip_norm, grad_clip_value, *hypers of the rule).
 RowSpec parse_row(int rule, py::handle tuple);
-OnNonfinite parse_on_nonfinite(py::handle text);
+/// Parses (on_nonfinite, grad_clip_scope, skip_grad_norm).
+Policy parse_policy(py::handle tuple);
 
 struct StepReport {
   std::optional<double> grad_norm;
+  py::object tensor_norms = py::none();  ///< NumPy float64, one per leaf
   double clip_coef = 1.0;
   bool skipped = false;
 };
@@ -57,7 +69,7 @@ struct StepReport {
 /// A state buffer that had to be made.
 struct CreatedState {
   std::size_t leaf;
-  int slot;
+  int rule, slot;
   py::object buffer;
 };
 
@@ -72,9 +84,17 @@ class Call {
 
   /// Adds a row and returns its index.
   std::uint32_t add_row(const RowSpec& spec, Progress progress);
+  const Row& row(std::uint32_t index) const { return rows_[index]; }
 
   /// Imports and validates one leaf, the `index`-th of the step, that uses a row added before.
-  void add_leaf(std::size_t index, const Leaf& leaf, const LeafNames& names, std::uint32_t row);
+  /// Leaves of one row are in one group.
+  void add_leaf(std::size_t index, const Leaf& leaf, const LeafNames& names, std::uint32_t row,
+                std::size_t group = 0);
+
+  /// Zeros in the form of a parameter, of its arithmetic type, by its own library.
+  static py::object make_zeros(PyObject* param, const Place& place);
+  /// Into how many chunks a step cuts an array.
+  static std::size_t count_chunks(PyObject* array, const Place& place);
 
   /// Only checks that an array can be updated.
   void add_output(std::size_t index, PyObject* object, const Place& place);
@@ -89,8 +109,10 @@ class Call {
   /// State buffers that had to be made, in the order of the leaves.
   const std::vector<CreatedState>& created() const { return created_; }
 
-  /// The last checks, then the step. `grad_norm` is the caller's own raw norm, or None.
-  StepReport run(OnNonfinite policy, py::handle grad_norm, const Speller& spell);
+  /// The last checks, then the step. `grad_norm` is the caller's own raw norm, or None; `leaves`
+  /// how many there are, with those that were not added.
+  StepReport run(const Policy& policy, py::handle grad_norm, std::size_t leaves,
+                 const Speller& spell, StepCall::Sums sums = StepCall::Sums::none);
 
   /// After a step that was not skipped, and after its state and counts are where they belong: runs
   /// Python code, in which an interrupt may surface.
@@ -117,29 +139,29 @@ class Call {
                           std::uint32_t leaf, int index);
   void import_copy(PyObject* object, const Place& place, const Place& param_place,
                    const Buffer& param, Tensor& tensor, std::uint32_t leaf);
-  py::object create_state(PyObject* param, const Buffer& buffer, const Place& place,
-                          std::size_t leaf, int slot);
+  static py::object create_state(PyObject* param, const Buffer& buffer, const Place& place);
   const GradLayout* layout_of(const Buffer& grad, const Buffer& order);
   void add_span(const Buffer& buffer, std::uint32_t leaf, Role role, int slot);
   void note_write(PyObject* object, const Producer& producer);
 
-  void set_scopes();
+  void set_scopes(ClipScope scope);
+  void give_each_tensor_a_row();
   std::optional<double> given_norm(py::handle grad_norm) const;
   [[noreturn]] void raise_nonfinite(const StepOutcome& outcome, const Speller& spell) const;
-  StepReport report(const StepOutcome& outcome, bool has_norm) const;
+  void fill(StepReport& report) const;
   template <class Kernels>
   void run_kernels(Kernels kernels) const;
 
   Owners owners_;
   std::vector<Tensor> tensors_;
-  std::vector<std::uint32_t> tensor_leaves_;
+  std::vector<std::uint32_t> tensor_leaves_, tensor_groups_;
   std::vector<Row> rows_;
   std::vector<Span> spans_;
   std::vector<Written> written_;
   std::deque<std::vector<std::int64_t>> extents_;  // deques: tensors point into them
   std::deque<GradLayout> layouts_;
   std::vector<CreatedState> created_;
-  std::vector<double> scope_scales_, norms_, clip_coefs_;
+  std::vector<double> scope_scales_, norms_, tensor_norms_, clip_coefs_;
   std::int64_t elements_ = 0;
   bool measures_ = false;
   bool block_states_ = false;

@@ -62,18 +62,18 @@ struct Arguments {
 /// Fills a call from the walk over the arguments.
 class Filler final : public LeafVisitor {
  public:
-  Filler(Call& call, const Arguments& arguments, const RowSpec& spec)
-      : call_(call), arguments_(arguments), spec_(spec) {}
+  /// `progress` is how far all leaves are.
+  Filler(Call& call, const Arguments& arguments, const RowSpec& spec, const Progress& progress)
+      : call_(call), arguments_(arguments), spec_(spec), progress_(progress) {}
 
   void leaf(PyObject* const* nodes, const Path* path) override {
     const std::size_t index = count_++;
     if (nodes[Arguments::grad] == nullptr) return;  // no gradient: left alone
     Leaf leaf{nodes[Arguments::param], nodes[Arguments::grad], nodes[Arguments::copy], {}};
-    bool first = false;
     for (std::size_t k = 0; k < arguments_.slots.size(); ++k) {
       leaf.states[k] = nodes[Arguments::state + static_cast<int>(k)];
-      first = first || leaf.states[k] == nullptr;
     }
+    const bool first = !arguments_.slots.empty() && leaf.states[0] == nullptr;
     call_.add_leaf(index, leaf, {params_name, grads_name, copy_name, path}, row(first));
   }
 
@@ -82,19 +82,21 @@ class Filler final : public LeafVisitor {
  private:
   std::uint32_t row(bool first) {
     std::int64_t& known = rows_[first ? 1 : 0];
-    if (known < 0) known = call_.add_row(spec_, Progress{1, first});
+    if (known < 0) known = call_.add_row(spec_, {progress_.step, first, progress_.product});
     return static_cast<std::uint32_t>(known);
   }
 
   Call& call_;
   const Arguments& arguments_;
   const RowSpec& spec_;
+  const Progress progress_;
   std::size_t count_ = 0;
   std::int64_t rows_[2] = {-1, -1};
 };
 
-std::size_t fill(Call& call, const Arguments& arguments, const RowSpec& spec) {
-  Filler filler(call, arguments, spec);
+std::size_t fill(Call& call, const Arguments& arguments, const RowSpec& spec,
+                 const Progress& progress) {
+  Filler filler(call, arguments, spec, progress);
   walk(arguments.forest, filler);
   if (filler.count() == 0) {
     throw py::value_error("params is empty (an exhausted generator?)");
@@ -130,18 +132,40 @@ py::object state_after(const Arguments& arguments, const Call& call, std::size_t
   return rebuild(arguments.params, buffers);
 }
 
+/// The step to be taken, from the scalars (steps applied, product so far) of a rule.
+Progress parse_scalars(const py::tuple& scalars) {
+  Progress progress{1, false, 1.0};
+  if (scalars.size() > 0) progress.step = py::cast<std::int64_t>(scalars[0]) + 1;
+  if (scalars.size() > 1) progress.product = py::cast<double>(scalars[1]);
+  return progress;
+}
+
+/// The scalars after the step of `row`.
+void add_scalars(const Row& row, py::dict& state) {
+  const auto& names = cpu::rule_infos()[static_cast<std::size_t>(row.rule)].scalars;
+  if (names.size() > 0) state[names[0]] = row.progress.step;
+  if (names.size() > 1) state[names[1]] = cpu::product_after(row);
+}
+
 py::object step(int rule, py::handle params, py::handle grads, const py::tuple& states,
-                py::handle row, py::handle on_nonfinite, py::handle grad_norm,
+                const py::tuple& scalars, py::handle row, py::handle policy, py::handle grad_norm,
                 py::handle param_copy) {
-  const RowSpec spec = parse_row(rule, row);
+  RowSpec spec = parse_row(rule, row);
+  spec.row.progress = parse_scalars(scalars);
   const Arguments arguments(rule, params, grads, states, param_copy);
   const Call::Handle call = Call::make();
-  const std::size_t leaves = fill(*call, arguments, spec);
-  const StepReport report = call->run(
-      parse_on_nonfinite(on_nonfinite), grad_norm,
+  const std::size_t leaves = fill(*call, arguments, spec, spec.row.progress);
+  StepReport report = call->run(
+      parse_policy(policy), grad_norm, leaves,
       [&](std::size_t leaf, Role role, int slot) { return arguments.spell(leaf, role, slot); });
   if (!report.skipped) call->tell_producers();
   py::dict state;
+  if (report.skipped) {
+    const auto& names = cpu::rule_infos()[static_cast<std::size_t>(rule)].scalars;
+    for (std::size_t k = 0; k < names.size(); ++k) state[names[k]] = scalars[k];
+  } else {
+    add_scalars(spec.row, state);
+  }
   for (std::size_t k = 0; k < arguments.slots.size(); ++k) {
     // A skipped first step has not happened: its state is not handed out.
     state[arguments.slots[k]] =
@@ -166,8 +190,8 @@ void step_coefficients(int rule, py::handle params, py::handle grads, const py::
   arguments.forest.tuples_are_leaves = true;  // block-wise states are pairs
   const Call::Handle call = Call::make();
   call->allow_block_states();
-  fill(*call, arguments, spec);
-  call->run(OnNonfinite::propagate, py::none(), [&](std::size_t leaf, Role role, int slot) {
+  const std::size_t leaves = fill(*call, arguments, spec, Progress{1, false});
+  call->run(Policy{}, py::none(), leaves, [&](std::size_t leaf, Role role, int slot) {
     return arguments.spell(leaf, role, slot);
   });
 }

@@ -34,6 +34,7 @@ py::dict rules() {
     py::dict entry;
     entry["index"] = index++;
     entry["slots"] = py::tuple(py::cast(info.slots));
+    entry["scalars"] = py::tuple(py::cast(info.scalars));
     entry["hypers"] = py::tuple(py::cast(info.hypers));
     entry["coefficients"] = py::tuple(py::cast(info.coefficients));
     out[info.name] = entry;

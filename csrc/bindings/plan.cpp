@@ -1,5 +1,10 @@
 #include "bindings/plan.hpp"
 
+#include <pybind11/stl.h>
+
+#include <algorithm>
+#include <cmath>
+
 #include "bindings/result.hpp"
 
 namespace fusedstep::bindings {
@@ -23,7 +28,16 @@ class LeafCall final : public LeafVisitor {
 
 }  // namespace
 
-Plan::Plan(const py::sequence& trees, const py::sequence& names) {
+Plan::Plan(const py::sequence& trees, const py::sequence& names, std::vector<std::string> slots)
+    : slots_(std::move(slots)) {
+  if (slots_.size() > max_slots) throw InternalError("too many state buffers");
+  for (const cpu::RuleInfo& rule : cpu::rule_infos()) {
+    slot_indices_.emplace_back();
+    for (std::size_t k = 0; k < rule.slots.size(); ++k) {
+      const auto found = std::find(slots_.begin(), slots_.end(), rule.slots[k]);
+      slot_indices_.back()[k] = static_cast<int>(found - slots_.begin());
+    }
+  }
   for (std::size_t k = 0; k < trees.size(); ++k) {
     trees_.push_back(as_tree(trees[k]));
     names_.push_back(py::cast<std::string>(names[k]));
@@ -73,17 +87,16 @@ Plan::Entry& Plan::at(std::size_t index) {
   return const_cast<Entry&>(static_cast<const Plan*>(this)->at(index));
 }
 
-py::tuple Plan::get_state(std::size_t index) const {
-  py::list buffers;
-  for (const py::object& state : at(index).states) {
-    if (state) buffers.append(state);
+py::dict Plan::get_state(std::size_t index) const {
+  py::dict buffers;
+  for (std::size_t k = 0; k < slots_.size(); ++k) {
+    if (at(index).states[k]) buffers[slots_[k].c_str()] = at(index).states[k];
   }
-  return py::tuple(buffers);
+  return buffers;
 }
 
-void Plan::set_state(std::size_t index, const py::tuple& buffers) {
+void Plan::set_state(std::size_t index, const py::dict& buffers) {
   Entry& entry = at(index);
-  if (buffers.size() > max_slots) throw InternalError("too many state buffers");
   // Spelt in errors only: a walk to the leaf, for every leaf, would be quadratic.
   std::vector<Path> path(entry.path.size());
   for (std::size_t k = 0; k < path.size(); ++k) {
@@ -91,14 +104,32 @@ void Plan::set_state(std::size_t index, const py::tuple& buffers) {
   }
   const Path* const leaf = path.empty() ? nullptr : &path.back();
   const std::string& param = names_[entry.tree];
-  const std::string state = "the state of " + param;
+  std::array<py::object, max_slots> states;
   const Call::Handle call = Call::make();
-  for (const auto buffer : buffers) {
-    call->add_state(entry.param.ptr(), {param.c_str(), leaf}, buffer.ptr(), {state.c_str(), leaf});
+  for (const auto& [name, buffer] : buffers) {
+    const auto slot = std::find(slots_.begin(), slots_.end(), py::cast<std::string>(name));
+    if (slot == slots_.end()) throw InternalError("unknown state buffer");
+    const std::string what = *slot + " of " + param;
+    call->add_state(entry.param.ptr(), {param.c_str(), leaf}, buffer.ptr(), {what.c_str(), leaf});
+    states[static_cast<std::size_t>(slot - slots_.begin())] =
+        py::reinterpret_borrow<py::object>(buffer);
   }
-  for (std::size_t k = 0; k < max_slots; ++k) {
-    entry.states[k] = k < buffers.size() ? py::object(buffers[k]) : py::object();
-  }
+  entry.states = std::move(states);
+}
+
+py::tuple Plan::get_progress(std::size_t index) const {
+  return py::make_tuple(at(index).steps, at(index).product);
+}
+
+void Plan::set_progress(std::size_t index, std::int64_t steps, double product) {
+  at(index).steps = steps;
+  at(index).product = product;
+}
+
+int Plan::slot_index(int rule, int slot) const {
+  const int index = slot_indices_[static_cast<std::size_t>(rule)][static_cast<std::size_t>(slot)];
+  if (index == static_cast<int>(slots_.size())) throw InternalError("a rule keeps other state");
+  return index;
 }
 
 std::string Plan::spell(std::size_t leaf, Role role, int /*slot*/) const {
@@ -111,36 +142,70 @@ std::string Plan::spell(std::size_t leaf, Role role, int /*slot*/) const {
   return role == Role::state ? "the state of " + text : text;
 }
 
-/// Walks one tree after the other and fills a call.
-class Plan::Filler {
- public:
-  Filler(Plan& plan, Call& call, const py::sequence& rows) : plan_(plan), call_(call) {
-    for (const auto item : rows) {
-      const auto pair = py::cast<py::tuple>(item);
-      specs_.push_back(parse_row(py::cast<int>(pair[0]), pair[1]));
-    }
-  }
+// ---- one call over all leaves -----------------------------------------------------------------
 
-  void fill(std::size_t tree, PyObject* grads, PyObject* copies) {
+/// Walks one tree after the other, sees that they are those of the registration, and adds the
+/// leaves with a gradient to a call.
+class Plan::Walker {
+ public:
+  explicit Walker(Plan& plan) : plan_(plan) {}
+  virtual ~Walker() = default;
+
+  /// With null `grads`, the gradients are those of `own_gradient`.
+  void walk_tree(std::size_t tree, PyObject* grads, PyObject* copies) {
     tree_ = tree;
-    read_grad_ = grads == nullptr;
+    asks_leaves_ = grads == nullptr;
     const std::size_t end = plan_.ends_[tree];
     LeafCall visitor([&](PyObject* const* nodes, const Path* path) {
       if (next_ == end || plan_.leaves_[next_].param.ptr() != nodes[0]) changed(nodes[0], path);
-      add(nodes, path);
+      visit(nodes, path);
       ++next_;
     });
     Forest forest;
     forest.add(plan_.names_[tree].c_str(), plan_.trees_[tree].ptr());
-    forest.add(plan_.grad_names_[tree].c_str(), read_grad_ ? Py_None : grads);
+    forest.add(plan_.grad_names_[tree].c_str(), asks_leaves_ ? Py_None : grads);
     forest.add(plan_.copy_names_[tree].c_str(), copies);
     walk(forest, visitor);
     if (next_ != end) changed(nullptr, nullptr);
   }
 
-  const std::vector<std::size_t>& stepped() const { return stepped_; }
+  const std::vector<std::size_t>& added() const { return added_; }
+
+ protected:
+  /// Adds the leaf `index`, whose gradient and copy (or null) are given.
+  virtual void add(std::size_t index, PyObject* grad, PyObject* copy, const LeafNames& names) = 0;
+
+  /// The gradient that goes with a leaf, or None.
+  virtual py::object own_gradient(std::size_t index, const Path* path) {
+    static PyObject* const name = PyUnicode_InternFromString("grad");
+    PyObject* const param = plan_.leaves_[index].param.ptr();
+    PyObject* grad = PyObject_GetAttr(param, name);
+    if (grad == nullptr) {
+      if (!PyErr_ExceptionMatches(PyExc_AttributeError)) throw py::error_already_set();
+      PyErr_Clear();
+      fail(PyExc_TypeError, {plan_.names_[tree_].c_str(), path},
+           ": a " + type_name(Py_TYPE(param)) + " has no .grad; pass the gradients: step(grads)");
+    }
+    return py::reinterpret_steal<py::object>(grad);
+  }
+
+  Plan& plan_;
 
  private:
+  void visit(PyObject* const* nodes, const Path* path) {
+    py::object own;
+    PyObject* grad = nodes[1];
+    if (asks_leaves_) {
+      own = own_gradient(next_, path);
+      grad = own.is_none() ? nullptr : own.ptr();
+    }
+    if (grad == nullptr) return;
+    add(next_, grad, nodes[2],
+        {plan_.names_[tree_].c_str(), plan_.grad_names_[tree_].c_str(),
+         plan_.copy_names_[tree_].c_str(), path});
+    added_.push_back(next_);
+  }
+
   [[noreturn]] void changed(PyObject* found, const Path* path) const {
     const Place place{plan_.names_[tree_].c_str(), path};
     if (found == nullptr || next_ >= plan_.leaves_.size()) {
@@ -153,71 +218,13 @@ class Plan::Filler {
              place.spell() + "[...] = new) or register again");
   }
 
-  void add(PyObject* const* nodes, const Path* path) {
-    py::object read;
-    PyObject* grad = nodes[1];
-    if (read_grad_) {
-      read = grad_of(nodes[0], path);
-      grad = read.is_none() ? nullptr : read.ptr();
-    }
-    if (grad == nullptr) return;
-    const Entry& entry = plan_.leaves_[next_];
-    Leaf leaf{nodes[0], grad, nodes[2], {}};
-    for (std::size_t k = 0; k < max_slots; ++k) leaf.states[k] = entry.states[k].ptr();
-    call_.add_leaf(next_, leaf,
-                   {plan_.names_[tree_].c_str(), plan_.grad_names_[tree_].c_str(),
-                    plan_.copy_names_[tree_].c_str(), path},
-                   row(entry));
-    stepped_.push_back(next_);
-  }
-
-  py::object grad_of(PyObject* param, const Path* path) const {
-    static PyObject* const name = PyUnicode_InternFromString("grad");
-    PyObject* grad = PyObject_GetAttr(param, name);
-    if (grad == nullptr) {
-      if (!PyErr_ExceptionMatches(PyExc_AttributeError)) throw py::error_already_set();
-      PyErr_Clear();
-      fail(PyExc_TypeError, {plan_.names_[tree_].c_str(), path},
-           ": a " + type_name(Py_TYPE(param)) + " has no .grad; pass the gradients: step(grads)");
-    }
-    return py::reinterpret_steal<py::object>(grad);
-  }
-
-  /// Tensors with the same hyper-parameters that have come equally far share a row.
-  std::uint32_t row(const Entry& entry) {
-    // Not the same as the first step: SGD makes its buffer when momentum first applies.
-    const bool first = !entry.states[0];
-    for (auto known = rows_.rbegin(); known != rows_.rend(); ++known) {
-      const bool alike = known->spec == entry.row && known->steps == entry.steps;
-      if (alike && known->first == first) return known->index;
-    }
-    const Progress progress{entry.steps + 1, first};
-    const std::uint32_t index = call_.add_row(specs_.at(entry.row), progress);
-    rows_.push_back({entry.row, entry.steps, first, index});
-    return index;
-  }
-
-  struct Known {
-    std::size_t spec;
-    std::int64_t steps;
-    bool first;
-    std::uint32_t index;
-  };
-
-  Plan& plan_;
-  Call& call_;
-  std::vector<RowSpec> specs_;
-  std::vector<Known> rows_;
-  std::vector<std::size_t> stepped_;
   std::size_t next_ = 0, tree_ = 0;
-  bool read_grad_ = false;
+  bool asks_leaves_ = false;
+  std::vector<std::size_t> added_;
 };
 
-py::object Plan::step(py::handle grads, const py::sequence& rows, py::handle on_nonfinite,
-                      py::handle grad_norm, py::handle param_copy) {
-  const Call::Handle call = Call::make();
-  Filler filler(*this, *call, rows);
-  py::list kept;  // trees made from iterators live until the call is over
+void Plan::walk_trees(Walker& walker, py::handle grads, py::handle param_copy) {
+  py::list kept;  // trees made from iterators live until the walk is over
   for (std::size_t k = 0; k < trees_.size(); ++k) {
     const auto pick = [&](py::handle all) -> PyObject* {
       if (all.is_none()) return nullptr;
@@ -225,26 +232,183 @@ py::object Plan::step(py::handle grads, const py::sequence& rows, py::handle on_
       return kept[kept.size() - 1].ptr();
     };
     PyObject* const copies = pick(param_copy);
-    filler.fill(k, pick(grads), copies != nullptr ? copies : Py_None);
+    walker.walk_tree(k, pick(grads), copies != nullptr ? copies : Py_None);
   }
-  const StepReport report =
-      call->run(parse_on_nonfinite(on_nonfinite), grad_norm,
-                [this](std::size_t leaf, Role role, int slot) { return spell(leaf, role, slot); });
+}
+
+// ---- a step -----------------------------------------------------------------------------------
+
+class Plan::StepFiller final : public Walker {
+ public:
+  StepFiller(Plan& plan, Call& call, const py::sequence& rows, bool accumulated)
+      : Walker(plan), call_(call), accumulated_(accumulated) {
+    for (const auto item : rows) {
+      const auto pair = py::cast<py::tuple>(item);
+      specs_.push_back(parse_row(py::cast<int>(pair[0]), pair[1]));
+    }
+  }
+
+  /// The running product after the step, for each leaf that was added.
+  std::vector<double> products() const {
+    std::vector<double> of_rows, of_leaves;
+    for (std::uint32_t k = 0; k < rows_.size(); ++k) {
+      of_rows.push_back(cpu::product_after(call_.row(k)));
+    }
+    for (const std::uint32_t row : leaf_rows_) of_leaves.push_back(of_rows[row]);
+    return of_leaves;
+  }
+
+ private:
+  void add(std::size_t index, PyObject* grad, PyObject* copy, const LeafNames& names) override {
+    Entry& entry = plan_.leaves_[index];
+    Leaf leaf{entry.param.ptr(), grad, copy, {}};
+    const int rule = specs_.at(entry.row).row.rule;
+    const std::size_t slots = cpu::rule_infos()[static_cast<std::size_t>(rule)].slots.size();
+    for (std::size_t k = 0; k < slots; ++k) {
+      const int slot = plan_.slot_index(rule, static_cast<int>(k));
+      leaf.states[k] = entry.states[static_cast<std::size_t>(slot)].ptr();
+    }
+    if (accumulated_) leaf.chunk_sums = entry.sum_squares.data();
+    // Not the same as the first step: SGD makes its buffer when momentum first applies.
+    const bool first = slots > 0 && leaf.states[0] == nullptr;
+    leaf_rows_.push_back(row(entry, first));
+    call_.add_leaf(index, leaf, names, leaf_rows_.back(), entry.tree);
+  }
+
+  py::object own_gradient(std::size_t index, const Path* path) override {
+    if (!accumulated_) return Walker::own_gradient(index, path);
+    const Entry& entry = plan_.leaves_[index];
+    return entry.accumulated ? entry.sum : py::none();
+  }
+
+  /// Tensors with the same hyper-parameters that have come equally far share a row.
+  std::uint32_t row(const Entry& entry, bool first) {
+    for (auto known = rows_.rbegin(); known != rows_.rend(); ++known) {
+      const bool alike = known->spec == entry.row && known->first == first;
+      if (alike && known->steps == entry.steps && known->product == entry.product) {
+        return known->index;
+      }
+    }
+    const Progress progress{entry.steps + 1, first, entry.product};
+    const std::uint32_t index = call_.add_row(specs_.at(entry.row), progress);
+    rows_.push_back({entry.row, entry.steps, entry.product, first, index});
+    return index;
+  }
+
+  struct Known {
+    std::size_t spec;
+    std::int64_t steps;
+    double product;
+    bool first;
+    std::uint32_t index;
+  };
+
+  Call& call_;
+  const bool accumulated_;
+  std::vector<RowSpec> specs_;
+  std::vector<Known> rows_;
+  std::vector<std::uint32_t> leaf_rows_;
+};
+
+py::object Plan::step(py::handle grads, const py::sequence& rows, py::handle policy,
+                      py::handle grad_norm, py::handle param_copy) {
+  const bool accumulated = has_accumulated();
+  if (accumulated && !grads.is_none()) {
+    throw py::value_error(
+        "grads: gradients were accumulated and wait for a step; call step() without any, or "
+        "accumulate these too, or drop the others with zero_grad()");
+  }
+  const Call::Handle call = Call::make();
+  StepFiller filler(*this, *call, rows, accumulated);
+  walk_trees(filler, grads, param_copy);
+  const StepReport report = call->run(
+      parse_policy(policy), grad_norm, leaves_.size(),
+      [this](std::size_t leaf, Role role, int slot) { return spell(leaf, role, slot); },
+      accumulated ? StepCall::Sums::of_gradients : StepCall::Sums::none);
+  if (accumulated) drop_accumulated(false);
   if (!report.skipped) {
-    commit(*call, filler.stepped());
+    commit(*call, filler);
     call->tell_producers();
   }
   return make_result(report, py::dict());
 }
 
-void Plan::commit(const Call& call, const std::vector<std::size_t>& stepped) {
+void Plan::commit(const Call& call, const StepFiller& filler) {
   for (const CreatedState& created : call.created()) {
-    leaves_[created.leaf].states[static_cast<std::size_t>(created.slot)] = created.buffer;
+    const int slot = slot_index(created.rule, created.slot);
+    leaves_[created.leaf].states[static_cast<std::size_t>(slot)] = created.buffer;
   }
-  for (const std::size_t leaf : stepped) ++leaves_[leaf].steps;
+  const std::vector<double> products = filler.products();
+  for (std::size_t k = 0; k < products.size(); ++k) {
+    Entry& entry = leaves_[filler.added()[k]];
+    ++entry.steps;
+    entry.product = products[k];
+  }
+}
+
+// ---- accumulation -----------------------------------------------------------------------------
+
+/// Adds gradients to the sums of their leaves.
+class Plan::SumFiller final : public Walker {
+ public:
+  SumFiller(Plan& plan, Call& call, double scale) : Walker(plan), call_(call) {
+    const auto& rules = cpu::rule_infos();
+    const auto named = [](const cpu::RuleInfo& rule) {
+      return rule.name == std::string("accumulate");
+    };
+    const auto rule = std::find_if(rules.begin(), rules.end(), named) - rules.begin();
+    for (const double keep : {0.0, 1.0}) {
+      RowSpec spec;
+      spec.row.rule = static_cast<int>(rule);
+      spec.row.rescale_grad = spec.row.sign = 1.0;
+      spec.row.clip_norm = spec.row.clip_value = HUGE_VAL;
+      spec.row.hyper[0] = keep;
+      spec.row.hyper[1] = scale;
+      call_.add_row(spec, {});
+    }
+  }
+
+ private:
+  void add(std::size_t index, PyObject* grad, PyObject* /*copy*/, const LeafNames& names) override {
+    Entry& entry = plan_.leaves_[index];
+    if (!entry.sum) entry.sum = Call::make_zeros(entry.param.ptr(), {names.param, names.path});
+    entry.sum_squares.resize(Call::count_chunks(entry.sum.ptr(), {names.param, names.path}));
+    Leaf leaf{entry.sum.ptr(), grad, nullptr, {}};
+    leaf.chunk_sums = entry.sum_squares.data();
+    call_.add_leaf(index, leaf, names, entry.accumulated ? 1 : 0);
+  }
+
+  Call& call_;
+};
+
+void Plan::accumulate(py::handle grads, double scale) {
+  const Call::Handle call = Call::make();
+  SumFiller filler(*this, *call, scale);
+  walk_trees(filler, grads, py::none());
+  call->run(
+      Policy{}, py::none(), leaves_.size(),
+      [this](std::size_t leaf, Role role, int slot) { return spell(leaf, role, slot); },
+      StepCall::Sums::of_results);
+  for (const std::size_t leaf : filler.added()) leaves_[leaf].accumulated = true;
+  call->tell_producers();
+}
+
+bool Plan::has_accumulated() const {
+  return std::any_of(leaves_.begin(), leaves_.end(), [](const Entry& e) { return e.accumulated; });
+}
+
+void Plan::drop_accumulated(bool free_memory) {
+  for (Entry& entry : leaves_) {
+    entry.accumulated = false;
+    if (free_memory) {
+      entry.sum = py::object();
+      entry.sum_squares.clear();
+    }
+  }
 }
 
 void Plan::zero_grad(bool set_to_none) {
+  drop_accumulated(set_to_none);
   for (const Entry& entry : leaves_) {
     const py::object grad = py::getattr(entry.param, "grad", py::none());
     if (grad.is_none()) continue;
@@ -262,6 +426,7 @@ int Plan::traverse(visitproc visit, void* arg) const {
   for (const Entry& entry : leaves_) {
     Py_VISIT(entry.param.ptr());
     for (const py::object& state : entry.states) Py_VISIT(state.ptr());
+    Py_VISIT(entry.sum.ptr());
   }
   return 0;
 }
@@ -295,7 +460,7 @@ void bind_plan(py::module_& module) {
     type->ht_type.tp_clear = plan_clear;
   });
   py::class_<Plan>(module, "Plan", collectable)
-      .def(py::init<const py::sequence&, const py::sequence&>())
+      .def(py::init<const py::sequence&, const py::sequence&, std::vector<std::string>>())
       .def("__len__", &Plan::size)
       .def("leaf", &Plan::leaf)
       .def("tree", &Plan::tree)
@@ -304,9 +469,11 @@ void bind_plan(py::module_& module) {
       .def("set_row", &Plan::set_row)
       .def("get_state", &Plan::get_state)
       .def("set_state", &Plan::set_state)
-      .def("get_steps", &Plan::get_steps)
-      .def("set_steps", &Plan::set_steps)
+      .def("get_progress", &Plan::get_progress)
+      .def("set_progress", &Plan::set_progress)
       .def("step", &Plan::step)
+      .def("accumulate", &Plan::accumulate)
+      .def("has_accumulated", &Plan::has_accumulated)
       .def("zero_grad", &Plan::zero_grad);
 }
 

@@ -14,7 +14,8 @@ namespace fusedstep::bindings {
 /// Addresses are read anew in every step (`module.to()` swaps the memory of a live parameter).
 class Plan {
  public:
-  Plan(const py::sequence& trees, const py::sequence& names);
+  /// `slots` names all state buffers that the optimizer's rules may have.
+  Plan(const py::sequence& trees, const py::sequence& names, std::vector<std::string> slots);
 
   std::size_t size() const { return leaves_.size(); }
   py::object leaf(std::size_t index) const { return at(index).param; }
@@ -22,13 +23,16 @@ class Plan {
   py::tuple path(std::size_t index) const { return at(index).path; }
   std::size_t get_row(std::size_t index) const { return at(index).row; }
   void set_row(std::size_t index, std::size_t row) { at(index).row = row; }
-  py::tuple get_state(std::size_t index) const;
-  void set_state(std::size_t index, const py::tuple& buffers);
-  std::int64_t get_steps(std::size_t index) const { return at(index).steps; }
-  void set_steps(std::size_t index, std::int64_t steps) { at(index).steps = steps; }
+  py::dict get_state(std::size_t index) const;
+  void set_state(std::size_t index, const py::dict& buffers);
+  py::tuple get_progress(std::size_t index) const;
+  void set_progress(std::size_t index, std::int64_t steps, double product);
 
-  py::object step(py::handle grads, const py::sequence& rows, py::handle on_nonfinite,
+  py::object step(py::handle grads, const py::sequence& rows, py::handle policy,
                   py::handle grad_norm, py::handle param_copy);
+  void accumulate(py::handle grads, double scale);
+  bool has_accumulated() const;
+  void drop_accumulated(bool free_memory);
   void zero_grad(bool set_to_none);
 
   int traverse(visitproc visit, void* arg) const;
@@ -38,21 +42,30 @@ class Plan {
   struct Entry {
     py::object param;
     py::tuple path;
-    std::array<py::object, max_slots> states;
-    std::int64_t steps = 0;  ///< applied so far
+    std::array<py::object, max_slots> states;  ///< by the order of slots_
+    std::int64_t steps = 0;                    ///< applied so far
+    double product = 1.0;                      ///< see Progress
+    py::object sum;                            ///< gathers gradients, or null
+    std::vector<double> sum_squares;           ///< of `sum`, by chunks
+    bool accumulated = false;                  ///< `sum` waits for a step
     std::size_t tree = 0;
     std::size_t row = 0;
   };
-  class Filler;
+  class Walker;
+  class StepFiller;
+  class SumFiller;
 
   const Entry& at(std::size_t index) const;
   Entry& at(std::size_t index);
   void check_outputs() const;
   std::string spell(std::size_t leaf, Role role, int slot) const;
-  void commit(const Call& call, const std::vector<std::size_t>& stepped);
+  void walk_trees(Walker& walker, py::handle grads, py::handle param_copy);
+  int slot_index(int rule, int slot) const;
+  void commit(const Call& call, const StepFiller& filler);
 
   std::vector<py::object> trees_;
-  std::vector<std::string> names_, grad_names_, copy_names_;
+  std::vector<std::string> names_, grad_names_, copy_names_, slots_;
+  std::vector<std::array<int, max_slots>> slot_indices_;  ///< [rule][slot of the rule]
   std::vector<std::size_t> ends_;  ///< per tree: the index after its last leaf
   std::vector<Entry> leaves_;
 };

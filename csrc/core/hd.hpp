@@ -22,6 +22,10 @@ FUSEDSTEP_HD double fma(double a, double b, double c) { return ::fma(a, b, c); }
 FUSEDSTEP_HD float sqrt(float x) { return ::sqrtf(x); }
 FUSEDSTEP_HD double sqrt(double x) { return ::sqrt(x); }
 
+/// The larger one; y if it is NaN.
+FUSEDSTEP_HD float larger(float x, float y) { return x > y ? x : y; }
+FUSEDSTEP_HD double larger(double x, double y) { return x > y ? x : y; }
+
 /// x limited to [-limit, limit]. A select, not fmin and fmax: NaN stays NaN.
 FUSEDSTEP_HD float clamp(float x, float limit) {
   return x > limit ? limit : x < -limit ? -limit : x;

@@ -41,6 +41,7 @@ inline double sum_subtree(const double* sums, std::int64_t n, std::int64_t span)
 
 /// Sum of all chunk sums of a list of tensors; 0 if there are none.
 inline double sum_chunks(const double* sums, std::int64_t n) {
+  if (n == 1) return sums[0];
   std::int64_t span = 1;
   while (span * tile_size < n) span *= tile_size;
   return n == 0 ? 0.0 : sum_subtree(sums, n, span);

@@ -1,4 +1,6 @@
 #pragma once
+#include <cstring>
+
 #include "core/types.hpp"
 
 /// What one optimizer step is, as plain data: the seam between the bindings (which validate and
@@ -34,6 +36,7 @@ struct Tensor {
   void* copy;                ///< receives the new parameter rounded to `copy_dtype`, or null
   const GradLayout* layout;  ///< null: `grad` is dense, in the parameter's memory order
   Slot slots[max_slots];
+  double* chunk_sums;  ///< one per chunk, or null; what for, says StepCall::sums
   std::int64_t numel;
   std::uint32_t row;    ///< index into StepCall::rows
   std::uint32_t scope;  ///< norm scope; non-decreasing over the tensors of a call
@@ -54,7 +57,23 @@ struct Row {
   double hyper[max_hypers];  ///< in the order of Rule::hypers
 };
 
+/// The hyper-parameters of a row by name.
+template <class Rule>
+FUSEDSTEP_HD typename Rule::Hyper hyper_of(const Row& row) {
+  typename Rule::Hyper hyper;
+  static_assert(sizeof hyper == sizeof(double) * length_of<decltype(Rule::hypers)>);
+  static_assert(length_of<decltype(Rule::hypers)> <= max_hypers);
+  std::memcpy(&hyper, row.hyper, sizeof hyper);
+  return hyper;
+}
+
 struct StepCall {
+  /// What Tensor::chunk_sums, sums of squares over the chunks of a tensor, are for.
+  enum class Sums : std::uint8_t {
+    none,
+    of_gradients,  ///< known already: gradients need not be read before the update
+    of_results,    ///< wanted: of the new parameters, while they are in cache
+  };
   const Tensor* tensors;
   std::int64_t num_tensors;
   const Row* rows;
@@ -68,6 +87,9 @@ struct StepCall {
   bool joint;
   bool measure_norm;    ///< read all gradients first and fill `norms`
   bool skip_nonfinite;  ///< write nothing if a norm is not finite (or the given one is not)
+  double skip_norm =
+      HUGE_VAL;  ///< write nothing if the norm of all is known and is not at most this
+  Sums sums = Sums::none;
   /// Null, or norms that the caller has reduced already, before scope_scale: one per scope, a
   /// single one if `joint`. With `measure_norm` too, the gradients are only judged as finite or
   /// not.
@@ -77,8 +99,11 @@ struct StepCall {
 
 /// What a step reports. The caller owns the arrays.
 struct StepOutcome {
-  double* norms;       ///< [num_scopes] scaled norms (all equal if joint); untouched if unknown
-  double* clip_coefs;  ///< [num_rows] min(1, clip_norm / norm), without rescale_grad and sign
+  double* norms;         ///< [num_scopes] scaled norms (all equal if joint); untouched if unknown
+  double* tensor_norms;  ///< [num_tensors] scaled norms, or null; untouched if not measured
+  double* clip_coefs;    ///< [num_rows] min(1, clip_norm / norm), without rescale_grad and sign
+  double norm;           ///< of all scopes together; untouched if unknown
+  bool nonfinite;        ///< a norm, measured or given, is not finite
   bool skipped;
   std::int64_t first_nonfinite;  ///< tensor index, -1 if none or not measured
 };

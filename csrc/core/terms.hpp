@@ -46,4 +46,20 @@ FUSEDSTEP_HD V combine(Term<T> a, V x, Term<T> b, V y) {
   return b.used ? V(b.value) * y : V(T(0));
 }
 
+/// The weights of an exponential moving average: k[0] of what comes in, k[1] of what was there.
+/// Exactly one of them is not zero (none if beta is 0): the smaller one.
+FUSEDSTEP_HD void prepare_average(double beta, double* k) {
+  k[0] = beta >= 0.5 ? 1.0 - beta : 0.0;
+  k[1] = beta >= 0.5 ? 0.0 : beta;
+}
+
+/// beta*m + (1 - beta)*x, as a way from the end that is nearer. So nothing cancels, and the weights
+/// add up to 1 exactly, whatever beta is rounded to: with 0.99999 in float32 the two weights of
+/// b*m + c*x would add up to 1 - 1e-8, and the average would settle 0.1 % too low.
+template <class V, class T>
+FUSEDSTEP_HD V average(Term<T> weight_of_x, Term<T> weight_of_m, V x, V m) {
+  if (weight_of_x.used) return fma(V(weight_of_x.value), x - m, m);
+  return weight_of_m.used ? fma(V(weight_of_m.value), m - x, x) : x;
+}
+
 }  // namespace fusedstep

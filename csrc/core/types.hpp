@@ -45,11 +45,14 @@ constexpr int max_slots = 3;          ///< state buffers of one rule
 constexpr int max_hypers = 16;        ///< hyper-parameters of one rule
 constexpr int max_coefficients = 16;  ///< what `prepare` makes of them
 
-/// How far the tensors of a row have come. (Rules with running products, as NAdam's mu_product,
-/// extend it.)
+constexpr int max_scalars = 2;  ///< what `Progress` can hold for a rule
+
+/// How far the tensors of a row have come. A rule names in `scalars` what of it its formula reads:
+/// nothing, {"step"}, or {"step", <its product>}.
 struct Progress {
-  std::int64_t step;  ///< 1-based count of the step being taken
-  bool first;         ///< the state has not seen a step yet
+  std::int64_t step;     ///< 1-based count of the step being taken
+  bool first;            ///< the state has not seen a step yet
+  double product = 1.0;  ///< of the factors `Rule::factor` of all steps before
 };
 
 /// A compile-time list of rules: `rules/rules.hpp` holds the only one.
@@ -67,5 +70,15 @@ constexpr int length_of<T[n]> = static_cast<int>(n);
 /// State buffers that a rule has. (`slots` is a null pointer in a rule without.)
 template <class Rule>
 constexpr int num_slots = length_of<decltype(Rule::slots)>;
+
+/// The running product after a step, of a rule that has one.
+template <class Rule, class Hyper>
+FUSEDSTEP_HD double product_after(const Hyper& hyper, const Progress& at) {
+  if constexpr (length_of<decltype(Rule::scalars)> == max_scalars) {
+    return at.product * Rule::factor(hyper, at.step);
+  } else {
+    return at.product;
+  }
+}
 
 }  // namespace fusedstep

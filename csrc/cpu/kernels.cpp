@@ -170,6 +170,13 @@ constexpr unsigned optional_terms() {
   return optional;
 }
 
+template <class Rule>
+constexpr unsigned rare_terms() {
+  unsigned rare = 0;
+  for (int n = 0; n < length_of<decltype(Rule::rare_terms)>; ++n) rare |= 1u << Rule::rare_terms[n];
+  return rare;
+}
+
 /// Settles the optional terms from bit i on, one after the other; `terms` are the ones used before.
 template <class Rule, class T, class Storage, unsigned terms, unsigned bit = 1>
 void update_known_terms(const Update& u, unsigned used) {
@@ -187,10 +194,12 @@ void update_known_terms(const Update& u, unsigned used) {
 
 template <class Rule, class T, class Storage>
 void update_elements(const Update& u) {
-  constexpr unsigned always = all_terms<Rule> & ~optional_terms<Rule>();
+  constexpr unsigned rare = rare_terms<Rule>();
+  constexpr unsigned always = all_terms<Rule> & ~optional_terms<Rule>() & ~rare;
   const unsigned used = used_terms<Rule>(u);
   if constexpr (has_fast_fma)
-    if ((used & always) == always) return update_known_terms<Rule, T, Storage, always>(u, used);
+    if ((used & (always | rare)) == always)
+      return update_known_terms<Rule, T, Storage, always>(u, used);
   update_all<Rule, T, Storage>(u, u.conditioning, u.coefficients);
 }
 

@@ -96,6 +96,10 @@ FUSEDSTEP_HD Simd<T, n> operator-(Simd<T, n> a, Simd<T, n> b) {
   return a.reg - b.reg;
 }
 template <class T, int n>
+FUSEDSTEP_HD Simd<T, n> operator-(Simd<T, n> a) {
+  return -a.reg;
+}
+template <class T, int n>
 FUSEDSTEP_HD Simd<T, n> operator*(Simd<T, n> a, Simd<T, n> b) {
   return a.reg * b.reg;
 }
@@ -111,7 +115,11 @@ template <class T, int n>
 FUSEDSTEP_HD Simd<T, n> sqrt(Simd<T, n> x) {
   return sqrt(x.reg);
 }
-/// The bound comes first: min and max return their second operand if one is NaN.
+/// Of min and max the second operand comes out if one is NaN: so a bound goes first.
+template <class T, int n>
+FUSEDSTEP_HD Simd<T, n> larger(Simd<T, n> x, Simd<T, n> y) {
+  return at_least(x.reg, y.reg);
+}
 template <class T, int n>
 FUSEDSTEP_HD Simd<T, n> clamp(Simd<T, n> x, Simd<T, n> limit) {
   return at_least(-limit.reg, at_most(limit.reg, x.reg));

@@ -119,9 +119,22 @@ FUSEDSTEP_HD D add_square(D sum, D x, D scale) {
   return sum + x * x;
 }
 
+/// Asks for the memory of rows to come. Widening fills the processor's window with so many
+/// operations that it does not reach far enough ahead itself: 1.35 times the speed in memory on a
+/// Sapphire Rapids, 1.0 on a Zen 4, nothing lost in cache. (The update loop gains nothing.)
+template <class T>
+FUSEDSTEP_HD void prefetch_row(const T* x) {
+  constexpr unsigned ahead = 2048, line = 64;                              // bytes
+  const std::uintptr_t row = reinterpret_cast<std::uintptr_t>(x) + ahead;  // may be past the end
+  FUSEDSTEP_UNROLL
+  for (unsigned i = 0; i < norm_tree::lanes * sizeof(T); i += line)
+    __builtin_prefetch(reinterpret_cast<const void*>(row + i));
+}
+
 template <class T, bool scaled, class D>
 FUSEDSTEP_HD void add_row(const T* x, D* sums, D scale) {
   D row[row_registers<D>];
+  prefetch_row(x);
   load_row(x, row);
   FUSEDSTEP_UNROLL
   for (int k = 0; k < row_registers<D>; ++k)

@@ -31,12 +31,8 @@ struct RowConstants {
 
 template <class Rule>
 void prepare_coefficients(const Row& row, double* coefficients) {
-  typename Rule::Hyper hyper;
-  static_assert(sizeof hyper == sizeof(double) * length_of<decltype(Rule::hypers)>);
-  static_assert(length_of<decltype(Rule::hypers)> <= max_hypers);
   static_assert(length_of<decltype(Rule::coefficients)> <= max_coefficients);
-  std::memcpy(&hyper, row.hyper, sizeof hyper);
-  Rule::prepare(hyper, row.progress, coefficients);
+  Rule::prepare(hyper_of<Rule>(row), row.progress, coefficients);
 }
 
 template <class... All>
@@ -92,7 +88,8 @@ struct Tree {
 /// Memory that a thread keeps from call to call.
 struct Workspace {
   std::vector<Chunk> chunks;
-  std::vector<double> sums;  ///< one per chunk
+  std::vector<double> sums;    ///< one per chunk
+  std::vector<double> maxima;  ///< one per chunk, if a second look may become necessary
   std::vector<Tree> trees;
   std::vector<RowConstants> rows;
   std::vector<std::uint32_t> row_scopes;
@@ -119,12 +116,16 @@ class Job {
   void start(Stage stage);
   void run_chunk(Stage stage, std::uint32_t index, int worker);
   Slot gradient(const Tensor& tensor, const Chunk& chunk, int worker);
+  Stage first_stage();
   void update(const Tensor& tensor, const Chunk& chunk, int worker);
   Stage stage_after(Stage stage);
   void read_sums(Tree& tree);
   void read_max(Tree& tree);
   Stage settle();
   void report_norms();
+  void report_tensor_norms();
+  void share_given_norms();
+  double joint_norm() const;
   std::int64_t first_nonfinite();
   void prepare_rows(const double* norms);
 
@@ -151,14 +152,27 @@ double Job::run() {
   const std::int64_t most = std::min<std::int64_t>(call_.num_threads, num_chunks());
   threads_ = useful_threads(elements_, most, only_sum_);
   reserve();
-  const Stage first = call_.measure_norm ? Stage::measure : settle();
+  const Stage first = first_stage();
   threads_ == 1 ? run_serially(first) : run_on_threads(first);
   return work_.trees[0].sum;
+}
+
+Stage Job::first_stage() {
+  if (!call_.measure_norm) return settle();
+  if (call_.sums != StepCall::Sums::of_gradients) return Stage::measure;
+  for (std::size_t i = 0; i < work_.chunks.size(); ++i) {
+    const Chunk& chunk = work_.chunks[i];
+    work_.sums[i] = call_.tensors[chunk.tensor].chunk_sums[chunk.begin / chunk_size];
+  }
+  return stage_after(Stage::measure);
 }
 
 /// Everything that is allocated is allocated before the first stage.
 void Job::reserve() {
   work_.sums.resize(work_.chunks.size());
+  const auto wide = [](const Tree& tree) { return tree.wide; };
+  if (std::any_of(work_.trees.begin(), work_.trees.end(), wide))
+    work_.maxima.resize(work_.chunks.size());
   const auto threads = static_cast<std::size_t>(threads_);
   if (stages_gradients_) work_.staging.resize(threads * chunk_size);
   const std::size_t num_shares = threads_ > 1 ? threads * num_stages : 0;
@@ -239,9 +253,11 @@ void Job::run_chunk(Stage stage, std::uint32_t index, int worker) {
   const Tree& tree = tree_of(tensor);
   if (tree.settled) return;
   const Slot grad = gradient(tensor, chunk, worker);
-  work_.sums[index] = stage == Stage::find_max
-                          ? kernels_.max_abs(grad.data, grad.dtype, chunk.count)
-                          : kernels_.sum_squares(grad.data, grad.dtype, chunk.count, tree.scale);
+  if (stage == Stage::find_max) {
+    work_.maxima[index] = kernels_.max_abs(grad.data, grad.dtype, chunk.count);
+  } else {
+    work_.sums[index] = kernels_.sum_squares(grad.data, grad.dtype, chunk.count, tree.scale);
+  }
 }
 
 Slot Job::gradient(const Tensor& tensor, const Chunk& chunk, int worker) {
@@ -263,6 +279,9 @@ void Job::update(const Tensor& tensor, const Chunk& chunk, int worker) {
   u.conditioning = row.conditioning;
   u.coefficients = row.coefficients;
   kernels_.update[call_.rows[tensor.row].rule](u);
+  if (call_.sums == StepCall::Sums::of_results)
+    tensor.chunk_sums[chunk.begin / chunk_size] =
+        kernels_.sum_squares(u.param.data, u.param.dtype, chunk.count, 1.0);
 }
 
 // --- between stages: one thread, all chunks of the stage are done -----------------------------
@@ -287,7 +306,8 @@ void Job::read_sums(Tree& tree) {
 
 void Job::read_max(Tree& tree) {
   double largest = 0;
-  for (std::uint32_t i = tree.first; i < tree.last; ++i) largest = std::max(largest, work_.sums[i]);
+  for (std::uint32_t i = tree.first; i < tree.last; ++i)
+    largest = std::max(largest, work_.maxima[i]);
   tree.norm = largest;
   tree.settled = largest == 0 || std::isinf(largest);
   if (!tree.settled) tree.scale = std::ldexp(1.0, -norm_tree::second_look_exponent(largest));
@@ -297,46 +317,70 @@ void Job::read_max(Tree& tree) {
 Stage Job::settle() {
   outcome_.first_nonfinite = -1;
   bool finite = true;
-  const auto judge = [&] {
-    for (int k = 0; k < call_.num_scopes; ++k) finite = finite && std::isfinite(outcome_.norms[k]);
-  };
+  const bool known = call_.measure_norm || call_.given_norms;
   if (call_.measure_norm) {
     report_norms();
-    judge();
+    if (outcome_.tensor_norms) report_tensor_norms();
+    finite = std::isfinite(outcome_.norm);
     if (!finite) outcome_.first_nonfinite = first_nonfinite();
   }
   if (call_.given_norms) {
-    for (int k = 0; k < call_.num_scopes; ++k)
-      outcome_.norms[k] = call_.scope_scale[k] * call_.given_norms[call_.joint ? 0 : k];
-    judge();
+    share_given_norms();
+    finite = finite && std::isfinite(outcome_.norm);
   }
-  outcome_.skipped = call_.skip_nonfinite && !finite;
-  prepare_rows(call_.measure_norm || call_.given_norms ? outcome_.norms : nullptr);
+  const bool refused = known && !(outcome_.norm <= call_.skip_norm) && !std::isinf(call_.skip_norm);
+  outcome_.nonfinite = !finite;
+  outcome_.skipped = refused || (call_.skip_nonfinite && !finite);
+  prepare_rows(known ? outcome_.norms : nullptr);
   return outcome_.skipped ? Stage::finished : Stage::update;
 }
 
+/// The sign and payload of NaN depend on the instruction set.
+double plain(double norm) {
+  return std::isnan(norm) ? std::numeric_limits<double>::quiet_NaN() : norm;
+}
+
 void Job::report_norms() {
-  const auto scaled = [&](int k) {
-    const double norm = work_.trees[single_tree_ ? 0 : static_cast<std::size_t>(k)].norm;
-    // The sign and payload of NaN depend on the instruction set.
-    return std::isnan(norm) ? std::numeric_limits<double>::quiet_NaN()
-                            : call_.scope_scale[k] * norm;
-  };
-  double largest = 0, sum = 0;
   for (int k = 0; k < call_.num_scopes; ++k) {
-    outcome_.norms[k] = scaled(k);
-    largest = std::max(largest, outcome_.norms[k]);
+    const double norm = work_.trees[single_tree_ ? 0 : static_cast<std::size_t>(k)].norm;
+    outcome_.norms[k] = plain(call_.scope_scale[k] * norm);
   }
-  if (!call_.joint || single_tree_) return;
-  // Scaled by a power of two, which is exact, so that large norms do not overflow.
+  outcome_.norm = joint_norm();
+  if (call_.joint) std::fill_n(outcome_.norms, call_.num_scopes, outcome_.norm);
+}
+
+/// Of each tensor, from its own chunk sums (those of a second look, if its tree needed one).
+void Job::report_tensor_norms() {
+  const double* sums = work_.sums.data();
+  for (std::int64_t t = 0; t < call_.num_tensors; ++t) {
+    const Tensor& tensor = call_.tensors[t];
+    const std::int64_t chunks = (tensor.numel + chunk_size - 1) / chunk_size;
+    const Tree& tree = tree_of(tensor);
+    const double norm = std::sqrt(norm_tree::sum_chunks(sums, chunks)) / tree.scale;
+    outcome_.tensor_norms[t] = plain(call_.scope_scale[tensor.scope] * norm);
+    sums += chunks;
+  }
+}
+
+void Job::share_given_norms() {
+  for (int k = 0; k < call_.num_scopes; ++k)
+    outcome_.norms[k] = plain(call_.scope_scale[k] * call_.given_norms[call_.joint ? 0 : k]);
+  outcome_.norm = call_.joint ? outcome_.norms[0] : joint_norm();
+}
+
+/// The norm of all scopes together. Scaled by a power of two, which is exact, so that large norms
+/// do not overflow.
+double Job::joint_norm() const {
+  if (single_tree_) return outcome_.norms[0];
+  double largest = 0, sum = 0;
+  for (int k = 0; k < call_.num_scopes; ++k) largest = std::max(largest, outcome_.norms[k]);
   const bool scalable = largest > 0 && std::isfinite(largest);
   const int exponent = scalable ? std::ilogb(largest) : 0;
   for (int k = 0; k < call_.num_scopes; ++k) {
     const double norm = std::ldexp(outcome_.norms[k], -exponent);
     sum += norm * norm;
   }
-  const double joint = std::ldexp(std::sqrt(sum), exponent);
-  std::fill_n(outcome_.norms, call_.num_scopes, joint);
+  return plain(std::ldexp(std::sqrt(sum), exponent));
 }
 
 std::int64_t Job::first_nonfinite() {

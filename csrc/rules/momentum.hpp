@@ -19,12 +19,14 @@ namespace fusedstep {
 struct Momentum {
   static constexpr const char* name = "momentum";
   static constexpr const char* slots[] = {"velocity"};
+  static constexpr const char* const* scalars = nullptr;
   static constexpr const char* hypers[] = {
       "lr",       "momentum",       "next_momentum",          "dampening",        "weight_decay",
       "nesterov", "lr_in_velocity", "decoupled_weight_decay", "dampen_first_step"};
   static constexpr const char* coefficients[] = {"wd", "A", "B", "N1", "N2", "S", "D"};
   /// Coefficients (by index) that an ordinary form may lack: wd, N2, D.
   static constexpr int optional_terms[] = {0, 4, 6};
+  static constexpr const int* rare_terms = nullptr;
 
   /// Flags are 0 or 1.
   struct Hyper {

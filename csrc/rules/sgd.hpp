@@ -13,10 +13,12 @@ namespace fusedstep {
 struct Sgd {
   static constexpr const char* name = "sgd";
   static constexpr const char* const* slots = nullptr;
+  static constexpr const char* const* scalars = nullptr;
   static constexpr const char* hypers[] = {"lr", "weight_decay", "decoupled_weight_decay"};
   static constexpr const char* coefficients[] = {"wd", "S", "D"};
   /// Coefficients (by index) that an ordinary form may lack: wd, D.
   static constexpr int optional_terms[] = {0, 2};
+  static constexpr const int* rare_terms = nullptr;
 
   struct Hyper {
     double lr, weight_decay, decoupled_weight_decay;

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias, final
 
+import numpy as np
 from numpy.typing import NDArray
 
 class InternalError(RuntimeError): ...
@@ -10,7 +11,7 @@ class InternalError(RuntimeError): ...
 # --- rules and instruction sets ---------------------------------------------------------------
 
 def rules() -> dict[str, dict[str, Any]]:
-    """name -> {"index": int, "slots": (...), "hypers": (...), "coefficients": (...)}."""
+    """name -> {"index": int, "slots", "scalars", "hypers", "coefficients": (...)}."""
 
 def build_info() -> dict[str, Any]: ...
 def active_isa() -> str: ...
@@ -53,34 +54,40 @@ class StepResult:
     Attributes:
         grad_norm: norm of all gradients after `rescale_grad`, None if nothing asked for it.
         clip_coef: min(1, grad_clip_norm / grad_norm) (the smallest, if groups differ).
-        skipped: True if `on_nonfinite="skip"` skipped the step.
+        skipped: True if `on_nonfinite="skip"` or `skip_grad_norm` skipped the step.
         state: dict to splat into the next functional call; {} from an optimizer object.
+        grad_norms: the norm of each array, in order; None if nothing asked for one.
     """
 
     grad_norm: float | None
     clip_coef: float
     skipped: bool
     state: dict[str, Any]
+    grad_norms: NDArray[np.float64] | None
 
 # A row of hyper-parameters is a tuple
 #     (rescale_grad, maximize, grad_clip_norm, grad_clip_value, *hypers of the rule in its order)
 # of floats or bools; grad_clip_norm and grad_clip_value may be None. It is range-checked by the
 # caller.
 Row: TypeAlias = tuple[Any, ...]
+# (on_nonfinite, grad_clip_scope, skip_grad_norm)
+Policy: TypeAlias = tuple[str, str, float | None]
 
 def step(
     rule: int,
     params: Any,
     grads: Any,
     states: tuple[Any, ...],
+    scalars: tuple[float, ...],
     row: Row,
-    on_nonfinite: str,
+    policy: Policy,
     grad_norm: float | None,
     param_copy: Any,
     /,
 ) -> StepResult:
     """One functional step. `states` has one tree (or None) per slot of the rule; a None leaf is
-    created by the parameter's producer (zeros) and marks the tensor's first step."""
+    created by the parameter's producer (zeros) and marks the tensor's first step. `scalars` are
+    those of the rule, before the step."""
 
 def step_coefficients(
     rule: int,
@@ -100,8 +107,9 @@ class Plan:
     """The leaves of an optimizer: parameters, their state and step counts, bound to the user's
     trees (a rebound or restructured tree is detected at the next step)."""
 
-    def __init__(self, trees: Sequence[Any], names: Sequence[str]) -> None:
-        """`names[k]` is how messages call `trees[k]`: "params", "params[1]['params']"."""
+    def __init__(self, trees: Sequence[Any], names: Sequence[str], slots: Sequence[str]) -> None:
+        """`names[k]` is how messages call `trees[k]`: "params", "params[1]['params']". `slots`
+        names all state buffers that the rules of `step` may have."""
     def __len__(self) -> int: ...
     def leaf(self, index: int) -> Any: ...
     def tree(self, index: int) -> int:
@@ -111,20 +119,25 @@ class Plan:
     def get_row(self, index: int) -> int: ...
     def set_row(self, index: int, row: int) -> None:
         """Which of the rows given to `step` the leaf uses (default: its tree's index)."""
-    def get_state(self, index: int) -> tuple[Any, ...]:
-        """State buffers, one per slot that exists; () before the first applied step."""
-    def set_state(self, index: int, buffers: tuple[Any, ...]) -> None:
+    def get_state(self, index: int) -> dict[str, Any]:
+        """State buffers by slot; {} before the first applied step."""
+    def set_state(self, index: int, buffers: dict[str, Any]) -> None:
         """Checks dtype, shape, strides, writability like a step would."""
-    def get_steps(self, index: int) -> int: ...
-    def set_steps(self, index: int, steps: int) -> None: ...
+    def get_progress(self, index: int) -> tuple[int, float]:
+        """Applied steps, and the running product of the rule's factors (1.0 if it has none)."""
+    def set_progress(self, index: int, steps: int, product: float) -> None: ...
     def step(
         self,
         grads: Sequence[Any] | None,
         rows: Sequence[tuple[int, Row]],
-        on_nonfinite: str,
+        policy: Policy,
         grad_norm: float | None,
         param_copy: Sequence[Any] | None,
         /,
     ) -> StepResult:
-        """`grads[k]` mirrors `trees[k]`; None reads each leaf's `.grad`. `rows` are (rule, row)."""
+        """`grads[k]` mirrors `trees[k]`; None reads what was accumulated, if anything was, else
+        each leaf's `.grad`. `rows` are (rule, row)."""
+    def accumulate(self, grads: Sequence[Any] | None, scale: float, /) -> None:
+        """Adds scale * gradients to the buffers that the next `step(None, ...)` reads."""
+    def has_accumulated(self) -> bool: ...
     def zero_grad(self, set_to_none: bool) -> None: ...

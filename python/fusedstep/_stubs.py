@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from fusedstep.base import Optimizer
+from fusedstep.codegen import scalars_of
 from fusedstep.docs import function_docstring
 from fusedstep.hyperparameters import Hyperparameter
 
@@ -42,6 +43,7 @@ def _function(optimizer: type[Optimizer]) -> str:
     arguments = [
         *("params: Tree", "grads: Tree"),
         *(f"{slot}: Tree = None" for slot in declaration.function_slots),
+        *(f"{s.name}: {s.alias} = {s.default!r}" for s in scalars_of(declaration)),
         "*",
         *(_argument(hyper) for hyper in declaration.of_function()),
         *("grad_norm: float | None = None", "param_copy: Tree = None"),
@@ -56,7 +58,7 @@ def _function(optimizer: type[Optimizer]) -> str:
 
 def stub() -> str:
     """The text of the stub."""
-    import fusedstep.optimizers  # noqa: F401  (the classes register themselves)
+    import fusedstep.functional  # noqa: F401  (the classes register themselves)
 
     optimizers = Optimizer.__subclasses__()
     names = {hyper.alias for kind in optimizers for hyper in kind.declaration.of_function()}

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from fusedstep import _core
 from fusedstep.buffers import copy_like
-from fusedstep.codegen import Declaration, Packer, make_packer
+from fusedstep.codegen import Declaration, Packer, make_packer, make_policy
+from fusedstep.describe import describe
 from fusedstep.docs import class_docstring
 from fusedstep.groups import (
     Group,
@@ -23,12 +24,23 @@ from fusedstep.groups import (
     make_plan,
     read_groups,
 )
-from fusedstep.hyperparameters import Params, Tree, declared, given_norm, lr_range
-from fusedstep.ranges import shown
+from fusedstep.hyperparameters import (
+    Params,
+    Tree,
+    declared,
+    given_norm,
+    lr_range,
+    weight_decay_range,
+)
+from fusedstep.ranges import Check, Real, shown
+from fusedstep.scheduled import Scheduled
 from fusedstep.schedules import ConstantLR, Schedule
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from os import PathLike
+
+_SCALE = Real(-float("inf"), float("inf"), "()")
 
 
 class Optimizer(ABC):
@@ -41,19 +53,29 @@ class Optimizer(ABC):
         param_groups (list[dict]): One dict per group: its tree under `params`, and all
             hyper-parameters. Live: what is assigned here holds from the next step on.
         defaults (dict): The hyper-parameters of groups that do not set them.
-        on_nonfinite (str): As given to the constructor; may be changed between steps.
+        on_nonfinite, grad_clip_scope, skip_grad_norm: As given to the constructor; may be changed
+            between steps.
     """
 
     declaration: ClassVar[Declaration]
-    _packers: ClassVar[dict[str, Packer]]
+    _pack: ClassVar[Packer]
+    _policy: ClassVar[Callable[[Any], _core.Policy]]
 
     def __init_subclass__(
-        cls, *, rules: tuple[str, ...], function: str, fixed: Mapping[str, str]
+        cls,
+        *,
+        rules: Mapping[str, str],
+        function: str,
+        function_rules: tuple[str, ...] = (),
+        derived: Mapping[str, str],
     ) -> None:
         super().__init_subclass__()
         hypers = declared(cls.__init__)
-        cls.declaration = Declaration(cls.__name__, function, rules, hypers, fixed)
-        cls._packers = {rule: make_packer(cls.declaration, rule) for rule in rules}
+        cls.declaration = Declaration(
+            cls.__name__, function, rules, function_rules or tuple(rules), hypers, derived
+        )
+        cls._pack = staticmethod(make_packer(cls.declaration))
+        cls._policy = staticmethod(make_policy(cls.declaration))
         if cls.__doc__ is not None:  # python -OO
             cls.__doc__ = class_docstring(cls.__doc__, hypers)
 
@@ -63,6 +85,8 @@ class Optimizer(ABC):
 
     def _set_up(self, arguments: Mapping[str, Any]) -> None:
         self.on_nonfinite: str = arguments["on_nonfinite"]
+        self.grad_clip_scope: str = arguments["grad_clip_scope"]
+        self.skip_grad_norm: float | None = arguments["skip_grad_norm"]
         self.defaults: Group = {h.name: arguments[h.name] for h in self.declaration.of_group()}
         self.param_groups: list[Group] = []
         self._plan: _core.Plan | None = None
@@ -71,13 +95,11 @@ class Optimizer(ABC):
         self._members: list[Members] = []
         self._follow: list[int] = []  # groups without a learning rate of their own
         self._grouped = False  # gradients come as a list of trees, one per group
-        self._steps = 0
+        self._steps = self._skipped_steps = 0
         self._plain_lr = _PlainLR(self)
         for hyper in self.declaration.hypers:
-            function = callable(arguments[hyper.name]) and hyper.name in {"lr", "weight_decay"}
-            if not function:
-                hyper.check(hyper.name, arguments[hyper.name])
-        self._rule_of(self.defaults)
+            _check_first(hyper.name, hyper.check, arguments[hyper.name])
+        self._check_form(self.defaults)
         if arguments["params"] is not None:
             self.register_trainable_weights(arguments["params"])
 
@@ -103,10 +125,12 @@ class Optimizer(ABC):
         new = [] if again else read_groups(params, self.defaults)
         groups = self.param_groups + new
         grouped = self._grouped or listed is not None or len(groups) > 1
-        plan = make_plan(groups, grouped, self._plan)
+        plan = make_plan(groups, grouped, self.declaration.slots, self._plan)
         keys = leaf_keys(plan, groups)
         members = assign_rows(plan, groups)
         self._rows(groups, members)
+        if self._plan is not None and self._plan.has_accumulated():
+            raise ValueError("params: gradients wait for a step; call step() or zero_grad() first")
         own_lr = ["lr" in group for group in listed] if listed else [False] * len(new)
         self._follow += [len(self.param_groups) + k for k, own in enumerate(own_lr) if not own]
         self.param_groups += new
@@ -151,43 +175,75 @@ class Optimizer(ABC):
         Args:
             grads: The gradients, in the form of the parameters: the same tree, or a list with one
                 tree per param group. A None leaves its parameter alone. Without `grads`, each
-                parameter's `.grad` is read.
+                parameter's `.grad` is read, or, after `accumulate`, what was accumulated is used.
             grad_norm: The norm of all gradients, before `rescale_grad`, if the caller has reduced
                 it already (over processes or shards).
             param_copy: float16 or bfloat16 arrays, in the form of the parameters, that receive the
                 new parameters, rounded once.
 
         Returns:
-            StepResult: `grad_norm`, `clip_coef` and `skipped`; `state` is empty.
+            StepResult: `grad_norm`, `clip_coef`, `skipped` and `grad_norms`; `state` is empty.
 
         Raises:
             TypeError: If gradients have another form than the parameters, or are no arrays.
-            ValueError: If shapes, dtypes or strides disagree, a hyper-parameter is out of range, or
-                no parameters are registered.
+            ValueError: If shapes, dtypes or strides disagree, a hyper-parameter is out of range,
+                no parameters are registered, or `grads` come beside accumulated ones.
             BufferError: If a parameter is read-only or overlaps another array.
             FloatingPointError: With `on_nonfinite="raise"`, if a gradient holds inf or NaN.
                 A step that raises has changed nothing.
         """
         plan = self._bound_plan()
-        rows = self._rows(self.param_groups, self._members)
         result = plan.step(
             self._per_group("grads", grads),
-            rows,
-            self.on_nonfinite,
-            given_norm(grad_norm),
+            self._rows(self.param_groups, self._members),
+            type(self)._policy(self),
+            None if grad_norm is None else given_norm(grad_norm),
             self._per_group("param_copy", param_copy),
         )
-        if not result.skipped:
+        if result.skipped:
+            self._skipped_steps += 1
+        else:
             self._steps += 1
         return result
 
+    def accumulate(self, grads: Tree = None, *, scale: float = 1.0) -> None:
+        """Adds gradients to those that the next `step()` uses, in buffers of the optimizer.
+
+        The buffers are float32 (float64 for float64 parameters), one per parameter, made at the
+        first call by the parameter's library and used again. Each pass also leaves the sums of
+        squares of what it wrote, so the step needs no second read for its norm. A step, applied or
+        skipped, uses them up; one that raises does not.
+
+        Args:
+            grads: The gradients, as for `step`. A None adds nothing to its parameter's.
+            scale: Factor of these gradients, finite: `1/n` for the mean of n passes.
+
+        Raises:
+            TypeError, ValueError, BufferError: As `step` does; nothing has changed then.
+
+        Example:
+            >>> import numpy as np, fusedstep as fs
+            >>> weights = np.ones(2, np.float32)
+            >>> optimizer = fs.SGD(weights, lr=0.5)
+            >>> for part in ([1.0, 3.0], [3.0, 1.0]):
+            ...     optimizer.accumulate(np.array(part, np.float32), scale=1 / 2)
+            >>> result = optimizer.step()
+            >>> weights
+            array([0., 0.], dtype=float32)
+        """
+        plan = self._bound_plan()
+        plan.accumulate(self._per_group("grads", grads), _SCALE.number("scale", scale))
+
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Sets each parameter's `.grad` to None, or fills it with zeros.
+        """Sets each `.grad` to None, or fills it with zeros, and drops accumulated gradients.
 
         Args:
             set_to_none: False keeps the arrays and fills them.
         """
         self._bound_plan().zero_grad(bool(set_to_none))
+
+    def _new_plan(self) -> _core.Plan:
+        return make_plan(self.param_groups, self._grouped, self.declaration.slots)
 
     def _per_group(self, name: str, trees: Tree) -> list[Tree] | None:
         if trees is None:
@@ -206,21 +262,21 @@ class Optimizer(ABC):
             check_complete(f"param_groups[{index}]", group, self.defaults)
         if any(map(_has_new_decay, groups, members)):
             members = self._members = assign_rows(self._bound_plan(), groups)
-        rows = []
+        rows, pack = [], type(self)._pack
         for index, (group, member) in enumerate(zip(groups, members, strict=True)):
             try:
-                rule, lr, decay = self._rule_of(group), self._lr_of(group), group["weight_decay"]
+                self._check_form(group)
+                decay = group["weight_decay"]
                 decays = member.decays if callable(decay) else (decay,) * len(member.decays)
-                rows += [self._packers[rule](group, lr, each) for each in decays]
+                rows += [pack(group, self._steps, each) for each in decays]
             except (TypeError, ValueError) as error:
                 if len(groups) == 1 or type(error) not in {TypeError, ValueError}:
                     raise
                 raise type(error)(f"param_groups[{index}]: {error}") from None
         return rows
 
-    def _rule_of(self, group: Group) -> str:  # noqa: ARG002
-        """The rule that serves a group with these hyper-parameters."""
-        return self.declaration.rules[0]
+    def _check_form(self, group: Group) -> None:  # noqa: B027
+        """Refuses hyper-parameters that do not go together."""
 
     # --- learning rate ------------------------------------------------------------------------
 
@@ -237,6 +293,11 @@ class Optimizer(ABC):
     def steps(self) -> int:
         """Number of steps that were applied; skipped ones do not count."""
         return self._steps
+
+    @property
+    def skipped_steps(self) -> int:
+        """Number of steps that `on_nonfinite="skip"` or `skip_grad_norm` left out."""
+        return self._skipped_steps
 
     @property
     def lr(self) -> float:
@@ -279,9 +340,11 @@ class Optimizer(ABC):
 
         Returns:
             dict: `state`, for each array that has made a step (key: index in a sequence, dotted
-            path in a dict) a dict of its buffers and its `step`; `param_groups`, the
-            hyper-parameters with the keys of the group's arrays under `params` and the schedule's
-            state under `lr_scheduler`; `steps`, as the attribute. Functions are not included.
+            path in a dict) a dict of its buffers, its `step` and, for `NAdam`, its `mu_product`;
+            `param_groups`, the hyper-parameters with the keys of the group's arrays under `params`
+            and the states of schedules under `lr_scheduler` and `momentum_scheduler`; `steps` and
+            `skipped_steps`, as the attributes. Functions and accumulated gradients are not
+            included.
         """
         from fusedstep.checkpoints import capture
 
@@ -299,6 +362,37 @@ class Optimizer(ABC):
         from fusedstep.checkpoints import restore
 
         restore(self, state_dict)
+
+    def set_state(
+        self, *, step: int | None = None, mu_product: float | None = None, **trees: Tree
+    ) -> None:
+        """Takes over state from elsewhere: another library's run, or a functional one.
+
+        Args:
+            step: How many steps the state has seen, for all arrays; None leaves the counts alone.
+            mu_product: The product of the momenta of these steps (`NAdam`); None leaves it alone.
+            trees: State buffers by name (`velocity=`, `exp_avg=`, ...), in the form of the
+                parameters: the same tree, or a list with one tree per param group. They are copied,
+                into arrays of the parameters' library; a None leaf leaves its state alone.
+
+        Raises:
+            TypeError: If a name is no state of this optimizer, or a leaf no array.
+            ValueError: If trees or shapes disagree or a number is out of range. Nothing has changed
+                then.
+
+        Example:
+            >>> import numpy as np, fusedstep as fs
+            >>> weights = {"w": np.ones(2, np.float32)}
+            >>> optimizer = fs.Momentum(weights, lr=0.5, momentum=0.5)
+            >>> optimizer.set_state(velocity={"w": np.array([2.0, 4.0], np.float32)}, step=10)
+            >>> result = optimizer.step({"w": np.zeros(2, np.float32)})
+            >>> weights["w"]
+            array([0.5, 0. ], dtype=float32)
+        """
+        from fusedstep import checkpoints
+
+        scalars = {"step": step, "mu_product": mu_product}
+        checkpoints.assign(self, trees, {k: v for k, v in scalars.items() if v is not None})
 
     def save(self, path: str | PathLike[str], *, params: bool = True) -> None:
         """Writes state, schedules and parameters to an `.npz` file, at once or not at all.
@@ -335,8 +429,8 @@ class Optimizer(ABC):
         leaves = []
         if plan is not None:
             registered = [plan.leaf(i) for i in range(len(plan))]
-            check_unchanged(make_plan(self.param_groups, self._grouped), registered)
-            leaves = [(plan.get_state(i), plan.get_steps(i)) for i in range(len(plan))]
+            check_unchanged(self._new_plan(), registered)
+            leaves = [(plan.get_state(i), *plan.get_progress(i)) for i in range(len(plan))]
         return {**vars(self), "_plan": leaves, "_trees": []}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -344,23 +438,23 @@ class Optimizer(ABC):
         self._plan = None
         if not self.param_groups:
             return
-        plan = make_plan(self.param_groups, self._grouped)
-        for leaf, (kept, steps) in enumerate(state["_plan"]):
+        plan = self._new_plan()
+        for leaf, (kept, steps, product) in enumerate(state["_plan"]):
             # Pickling keeps the strides of a buffer only if it is in C or Fortran order.
-            plan.set_state(leaf, tuple(copy_like(plan.leaf(leaf), buffer) for buffer in kept))
-            plan.set_steps(leaf, steps)
+            copies = {name: copy_like(plan.leaf(leaf), buffer) for name, buffer in kept.items()}
+            plan.set_state(leaf, copies)
+            plan.set_progress(leaf, steps, product)
         self._bind(plan, self._keys, assign_rows(plan, self.param_groups))
 
     def __repr__(self) -> str:
-        group = self.param_groups[0] if len(self.param_groups) == 1 else self.defaults
-        hypers = [
-            f"{hyper.name}={group[hyper.name]!r}"
-            for hyper in self.declaration.of_group()
-            if hyper.name in {"lr", "momentum"} or group[hyper.name] != hyper.default
-        ]
-        sizes = {"array": len(self._keys), "group": len(self.param_groups), "step": self._steps}
-        counts = [f"{size} {noun}{'s' * (size != 1)}" for noun, size in sizes.items()]
-        return f"{type(self).__name__}({', '.join(hypers)}; {', '.join(counts)})"
+        return describe(self)
+
+
+def _check_first(name: str, check: Check, value: Any) -> None:
+    """What a constructor can check of an argument: not what a function will return."""
+    may_be_function = isinstance(check, Scheduled) or check is weight_decay_range
+    if not (may_be_function and callable(value)):
+        check.at(name, value, 0) if isinstance(check, Scheduled) else check(name, value)
 
 
 def _has_new_decay(group: Group, member: Members) -> bool:

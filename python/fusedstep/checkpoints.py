@@ -20,6 +20,7 @@ import numpy as np
 
 from fusedstep import _core
 from fusedstep.buffers import Stored, copy_like, note_writes, stored
+from fusedstep.codegen import SCALARS
 from fusedstep.groups import (
     Group,
     Key,
@@ -27,11 +28,12 @@ from fusedstep.groups import (
     assign_rows,
     check_complete,
     check_unchanged,
+    dotted,
     make_plan,
 )
-from fusedstep.hyperparameters import lr_range
+from fusedstep.hyperparameters import Hyperparameter
 from fusedstep.ranges import Count, shown
-from fusedstep.schedules import Schedule
+from fusedstep.scheduled import AnySchedule, Scheduled, is_buffer
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -39,10 +41,11 @@ if TYPE_CHECKING:
     from fusedstep.base import Optimizer
 
 FORMAT = "fusedstep checkpoint"
-VERSION = 1
+VERSION = 2
 HEADER = "fusedstep.json"
 # Stands for a `weight_decay` that is a function: its code cannot be stored.
 FUNCTION = "function"
+STEP = Count(0, 2**62)
 # What reading an entry of a wrong form may raise.
 MALFORMED = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 
@@ -55,12 +58,18 @@ def capture(optimizer: Optimizer) -> dict[str, Any]:
     plan, state = optimizer._plan, {}
     for leaf, key in enumerate(optimizer._keys):
         assert plan is not None
-        kept, step = plan.get_state(leaf), plan.get_steps(leaf)
-        if step > 0 or kept:
-            buffers = dict(zip(optimizer.declaration.slots, kept, strict=False))
-            state[key] = {**buffers, "step": step}
+        kept, progress = plan.get_state(leaf), plan.get_progress(leaf)
+        if progress[0] > 0 or kept:
+            scalars = zip(_scalars(optimizer), progress, strict=False)
+            state[key] = {**kept, **dict(scalars)}
     groups = [_entry(optimizer, index) for index in range(len(optimizer.param_groups))]
-    return {"state": state, "param_groups": groups, "steps": optimizer.steps}
+    steps = {"steps": optimizer.steps, "skipped_steps": optimizer.skipped_steps}
+    return {"state": state, "param_groups": groups, **steps}
+
+
+def _scalars(optimizer: Optimizer) -> tuple[str, ...]:
+    """What an array's entry has besides its buffers: a count, whether its rule reads it or not."""
+    return optimizer.declaration.scalars or ("step",)
 
 
 def _entry(optimizer: Optimizer, index: int) -> dict[str, Any]:
@@ -70,14 +79,15 @@ def _entry(optimizer: Optimizer, index: int) -> dict[str, Any]:
     entry: dict[str, Any] = {}
     for hyper in optimizer.declaration.of_group():
         value = group[hyper.name]
-        if hyper.name == "lr":
-            entry["lr"] = optimizer._lr_of(group)
+        if isinstance(hyper.check, Scheduled):
+            entry[hyper.name] = hyper.check.at(hyper.name, value, optimizer.steps)
+            schedule = hyper.check.schedule_of(value)
+            if schedule is not None:
+                entry[f"{hyper.check.noun}_scheduler"] = schedule.state_dict()
         elif hyper.name == "weight_decay" and callable(value):
             entry["weight_decay"] = FUNCTION
         else:
             entry[hyper.name] = hyper.check(hyper.name, value)
-    if isinstance(group["lr"], Schedule):
-        entry["lr_scheduler"] = group["lr"].state_dict()
     entry["params"] = _keys_of(optimizer, index)
     return entry
 
@@ -101,15 +111,16 @@ class _Restored:
         for name, kind in (("state", Mapping), ("param_groups", (list, tuple))):
             if not isinstance(state, Mapping) or not isinstance(state.get(name), kind):
                 raise ValueError(f"state_dict: expected a dict with {name!r} as of state_dict()")
-        self.schedules: list[tuple[Schedule, Mapping[str, Any]]] = []
+        self.schedules: list[tuple[AnySchedule, Mapping[str, Any]]] = []
         self.writes: list[tuple[NDArray[Any], Any]] = []
         self.written: list[Any] = []  # the arrays that they go to
         self.groups = self._read_groups(state["param_groups"])
-        self.plan = make_plan(self.groups, optimizer._grouped)
+        self.plan = make_plan(self.groups, optimizer._grouped, optimizer.declaration.slots)
         check_unchanged(self.plan, [plan.leaf(leaf) for leaf in range(len(plan))])
         self._read_state(state["state"])
-        counts = [self.plan.get_steps(leaf) for leaf in range(len(self.plan))]
-        self.steps = _count("steps", state.get("steps", max(counts)))
+        counts = [self.plan.get_progress(leaf)[0] for leaf in range(len(self.plan))]
+        self.steps = STEP("steps", state.get("steps", max(counts)))
+        self.skipped_steps = STEP("skipped_steps", state.get("skipped_steps", 0))
         self.members: list[Members] = assign_rows(self.plan, self.groups)
         optimizer._rows(self.groups, self.members)
 
@@ -124,7 +135,7 @@ class _Restored:
         if optimizer._follow and type(optimizer.defaults["lr"]) is float:
             optimizer.defaults["lr"] = optimizer.param_groups[optimizer._follow[0]]["lr"]
         optimizer._bind(self.plan, optimizer._keys, self.members)
-        optimizer._steps = self.steps
+        optimizer._steps, optimizer._skipped_steps = self.steps, self.skipped_steps
         note_writes(self.written)
 
     # --- param groups ---
@@ -141,12 +152,16 @@ class _Restored:
         if not isinstance(entry, Mapping) or not isinstance(entry.get("params"), (list, tuple)):
             raise ValueError(f"{where}: expected a dict with the list 'params', as of state_dict()")
         wanted = {hyper.name for hyper in self.optimizer.declaration.of_group()} | {"params"}
-        found = set(entry) - {"lr_scheduler"}
+        found = set(entry) - {"lr_scheduler", "momentum_scheduler"}
         if found != wanted:
             raise ValueError(f"{where}: expected the keys {sorted(wanted)}, got {sorted(found)}")
         self._check_keys(where, list(entry["params"]), _keys_of(self.optimizer, index))
         new = {**group, **{name: entry[name] for name in wanted}, "params": group["params"]}
-        new["lr"] = self._read_lr(f"{where}['lr']", group["lr"], entry)
+        for hyper in self.optimizer.declaration.of_group():
+            if isinstance(hyper.check, Scheduled):
+                new[hyper.name] = self._read_scheduled(where, hyper, group[hyper.name], entry)
+            elif entry[hyper.name] != FUNCTION:
+                new[hyper.name] = hyper.check(f"{where}[{hyper.name!r}]", entry[hyper.name])
         if (entry["weight_decay"] == FUNCTION) != callable(group["weight_decay"]):
             raise ValueError(
                 f"{where}['weight_decay']: the saved one was {shown(entry['weight_decay'])}, here "
@@ -169,37 +184,41 @@ class _Restored:
             f"{len(saved)}; {differ or 'in another order; '}keys are paths, or indices in a list"
         )
 
-    def _read_lr(self, where: str, lr: Any, entry: Mapping[str, Any]) -> Any:
-        """What the group's `lr` becomes: schedules, functions and buffers stay, with new values."""
-        saved = entry.get("lr_scheduler")
+    def _read_scheduled(
+        self, where: str, hyper: Hyperparameter, mine: Any, entry: Mapping[str, Any]
+    ) -> Any:
+        """What the group's value becomes: schedules, functions and buffers stay."""
+        where, check = f"{where}[{hyper.name!r}]", hyper.check
+        assert isinstance(check, Scheduled)
+        saved, schedule = entry.get(f"{check.noun}_scheduler"), check.schedule_of(mine)
         if saved is not None and not isinstance(saved, Mapping):
-            raise ValueError(f"{where}: lr_scheduler is no dict but {shown(saved)}")
-        if isinstance(lr, Schedule):
-            if saved is None:
-                raise ValueError(
-                    f"{where}: the saved one followed no schedule, here it follows {lr!r}; assign "
-                    "lr_scheduler after loading"
-                )
-            type(lr).load_state_dict(_copy_of(lr), saved)
-            self.schedules.append((lr, saved))
-            return lr
-        if saved is not None:
+            raise ValueError(f"{where}: {check.noun}_scheduler is no dict but {shown(saved)}")
+        if schedule is not None and saved is None:
+            raise ValueError(
+                f"{where}: the saved one followed no schedule, here it follows {schedule!r}; "
+                "assign the schedule after loading"
+            )
+        if schedule is None and saved is not None:
             raise ValueError(
                 f"{where}: the saved one followed {saved['type']}, here there is no schedule; make "
-                f"the optimizer with lr={saved['type']}(...)"
+                f"the optimizer with {hyper.name}={saved['type']}(...)"
             )
-        if isinstance(lr, (int, float, np.number)):
-            return entry["lr"]
-        if _core.is_array(lr):
-            number = lr_range.number(where, entry["lr"])
-            target, dtype = _core.array_view(lr, writable=True), _core.describe(lr)[1]
-            with np.errstate(over="ignore"):
-                exact = dtype != "bfloat16" and float(target.dtype.type(number)) == number
-            if not exact:
-                raise ValueError(f"{where}: a {dtype} buffer cannot hold {number!r} exactly")
-            self.writes.append((target, number))
-            self.written.append(lr)
-        return lr
+        if schedule is not None and saved is not None:
+            schedule.copied().load_state_dict(saved)
+            self.schedules.append((schedule, saved))
+        number = check(where, entry[hyper.name])
+        if is_buffer(mine):
+            self._write_number(where, mine, number)
+        return check.restored(mine, number)
+
+    def _write_number(self, where: str, buffer: Any, number: float) -> None:
+        target, dtype = _core.array_view(buffer, writable=True), _core.describe(buffer)[1]
+        with np.errstate(over="ignore"):
+            exact = dtype != "bfloat16" and float(target.dtype.type(number)) == number
+        if not exact:
+            raise ValueError(f"{where}: a {dtype} buffer cannot hold {number!r} exactly")
+        self.writes.append((target, number))
+        self.written.append(buffer)
 
     # --- arrays ---
 
@@ -211,21 +230,16 @@ class _Restored:
             self._read_entry(f"state[{key!r}]", leaves[key], entry)
 
     def _read_entry(self, where: str, leaf: int, entry: Mapping[str, Any]) -> None:
-        slots = self.optimizer.declaration.slots
+        slots, scalars = self.optimizer.declaration.slots, _scalars(self.optimizer)
         if not isinstance(entry, Mapping):
             raise ValueError(f"{where}: expected a dict, got {shown(entry)}")
         names = [name for name in slots if name in entry]
-        if set(entry) != {*names, "step"} or len(names) not in {0, len(slots)}:
-            raise ValueError(f"{where}: expected {[*slots, 'step']}, got {list(entry)}")
-        param = self.plan.leaf(leaf)
-        for name in names:
-            if not isinstance(entry[name], Stored) and not _core.is_array(entry[name]):
-                got = shown(entry[name])
-                raise TypeError(f"{where}[{name!r}]: expected an array, got {got}")
-            _check_shape(f"{where}[{name!r}]", param, entry[name])
-        if names:
-            self.plan.set_state(leaf, tuple(copy_like(param, entry[name]) for name in names))
-        self.plan.set_steps(leaf, _count(f"{where}['step']", entry["step"]))
+        if set(entry) != {*names, *scalars}:
+            raise ValueError(f"{where}: expected {[*slots, *scalars]}, got {list(entry)}")
+        buffers = {name: _copied(where, name, self.plan.leaf(leaf), entry[name]) for name in names}
+        self.plan.set_state(leaf, buffers)
+        checked = {name: SCALARS[name][0](f"{where}[{name!r}]", entry[name]) for name in scalars}
+        self.plan.set_progress(leaf, checked["step"], checked.get("mu_product", 1.0))
 
     def read_params(self, saved: Mapping[Key, Stored]) -> None:
         """Prepares the writes of parameters."""
@@ -241,24 +255,48 @@ class _Restored:
         self.written += arrays
 
 
-def _count(where: str, value: Any) -> int:
-    """A number of steps, which the core keeps in 64 bits."""
-    count = Count()(where, value)
-    if count >= 2**63:
-        raise ValueError(f"{where}: expected an integer < 2**63, got {shown(count)}")
-    return count
-
-
-def _copy_of(schedule: Schedule) -> Schedule:
-    copied = object.__new__(type(schedule))
-    vars(copied).update(vars(schedule))
-    return copied
+def _copied(where: str, name: str, param: Any, buffer: Any) -> Any:
+    """A state buffer in the form of its parameter, with the elements of `buffer`."""
+    if not isinstance(buffer, Stored) and not _core.is_array(buffer):
+        raise TypeError(f"{where}[{name!r}]: expected an array, got {shown(buffer)}")
+    _check_shape(f"{where}[{name!r}]", param, buffer)
+    return copy_like(param, buffer)
 
 
 def _check_shape(where: str, mine: Any, saved: Any) -> None:
     shape, found = stored(mine).bits.shape, stored(saved).bits.shape
     if shape != found:
         raise ValueError(f"{where}: expected shape {shape}, got {found}")
+
+
+# --- state from elsewhere ---------------------------------------------------------------------
+
+
+def assign(optimizer: Optimizer, trees: Mapping[str, Any], scalars: Mapping[str, Any]) -> None:
+    """Puts trees of state buffers and numbers into an optimizer, or raises and changes nothing."""
+    plan, declaration = optimizer._bound_plan(), optimizer.declaration
+    for name in (*trees, *scalars):
+        known = declaration.slots if name in trees else _scalars(optimizer)
+        if name not in known:
+            raise TypeError(f"{name}: no state of {declaration.class_name}; it has {known}")
+    new = make_plan(optimizer.param_groups, optimizer._grouped, declaration.slots, plan)
+    numbers = {name: SCALARS[name][0](name, value) for name, value in scalars.items()}
+    leaves = {(plan.tree(leaf), plan.path(leaf)): leaf for leaf in range(len(plan))}
+    states = [new.get_state(leaf) for leaf in range(len(new))]
+    for name, tree in trees.items():
+        for group, own in enumerate(optimizer._per_group(name, tree) or []):
+            for path, buffer in _core.flatten(own, name):
+                leaf = leaves.get((group, path))
+                if leaf is None:
+                    raise ValueError(f"{name}: params has no array at {dotted(path)!r}")
+                if buffer is not None:
+                    states[leaf][name] = _copied(name, dotted(path), plan.leaf(leaf), buffer)
+    for leaf, state in enumerate(states):
+        new.set_state(leaf, state)
+        steps, product = plan.get_progress(leaf)
+        new.set_progress(leaf, numbers.get("step", steps), numbers.get("mu_product", product))
+    members = assign_rows(new, optimizer.param_groups)
+    optimizer._bind(new, optimizer._keys, members)
 
 
 # --- files ----------------------------------------------------------------------------------------
@@ -270,12 +308,13 @@ def save(optimizer: Optimizer, path: str | os.PathLike[str], *, params: bool) ->
     arrays: dict[str, NDArray[Any]] = {}
     table = []
     for leaf, key in enumerate(optimizer._keys):
-        entry = state["state"].get(key, {"step": 0})
-        kept = {name: value for name, value in entry.items() if name != "step"}
+        entry = state["state"].get(key, {})
+        scalars = {name: entry[name] for name in SCALARS if name in entry}
+        kept = {name: value for name, value in entry.items() if name not in scalars}
         if params:
             kept["params"] = plan.leaf(leaf)
         places = {name: _store(arrays, name, leaf, key, value) for name, value in kept.items()}
-        table.append({"key": key, "step": entry["step"], "arrays": places})
+        table.append({"key": key, "scalars": scalars, "arrays": places})
     header = {
         "format": FORMAT,
         "version": VERSION,
@@ -283,6 +322,7 @@ def save(optimizer: Optimizer, path: str | os.PathLike[str], *, params: bool) ->
         "optimizer": type(optimizer).__name__,
         "has_params": params,
         "steps": state["steps"],
+        "skipped_steps": state["skipped_steps"],
         "param_groups": state["param_groups"],
         "table": table,
     }
@@ -342,7 +382,8 @@ def load(optimizer: Optimizer, path: str | os.PathLike[str], *, params: bool) ->
     restored.take_over()
 
 
-_Table = dict[Key, tuple[int, dict[str, Stored]]]  # for each array its step and its buffers
+# For each array its numbers and its buffers.
+_Table = dict[Key, tuple[dict[str, Any], dict[str, Stored]]]
 
 
 def _read(file: IO[bytes]) -> tuple[dict[str, Any], _Table]:
@@ -366,7 +407,7 @@ def _read(file: IO[bytes]) -> tuple[dict[str, Any], _Table]:
     for entry in header["table"]:
         places = entry["arrays"].items()
         kept = {kind: _stored_at(place, bits) for kind, place in places}
-        table[entry["key"]] = (entry["step"], kept)
+        table[entry["key"]] = (entry["scalars"], kept)
     return header, table
 
 
@@ -381,8 +422,8 @@ def _stored_at(place: Mapping[str, str], bits: Mapping[str, NDArray[Any]]) -> St
 def _state_of(table: _Table) -> dict[Key, dict[str, Any]]:
     """The `state` of the state dict that was saved."""
     state: dict[Key, dict[str, Any]] = {}
-    for key, (step, kept) in table.items():
+    for key, (scalars, kept) in table.items():
         buffers = {kind: buffer for kind, buffer in kept.items() if kind != "params"}
-        if step > 0 or buffers:
-            state[key] = {**buffers, "step": step}
+        if scalars or buffers:
+            state[key] = {**buffers, **scalars}
     return state

@@ -7,16 +7,31 @@ cost a third of a loop over a table. The text of each function is short and the 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple, NoReturn
 
 from fusedstep import _core
 from fusedstep.hyperparameters import Hyperparameter, given_norm, in_function
+from fusedstep.ranges import Check, Count, Real
+from fusedstep.scheduled import Scheduled
 
 # A row begins with what all rules share; see `_core.Row`.
 ROW_HEAD = ("rescale_grad", "maximize", "grad_clip_norm", "grad_clip_value")
-# Arguments of the call as a whole: they are in no row and in no param group.
-CALL_WIDE = ("on_nonfinite",)
+# Arguments of the call as a whole, in the order of `_core.Policy`: they are in no row and no group.
+CALL_WIDE = ("on_nonfinite", "grad_clip_scope", "skip_grad_norm")
+# State that is a number: its check, the value before the first step, and what it means.
+SCALARS: dict[str, tuple[Check, Any, str]] = {
+    "step": (
+        Count(0, 2**62),
+        0,
+        "Number of steps applied before this one, for all arrays of the call, >= 0.",
+    ),
+    "mu_product": (
+        Real(0.0, 1.0, "[]"),
+        1.0,
+        "Product of the momenta mu_t of the steps before this one, in [0, 1].",
+    ),
+}
 
 
 class Declaration(NamedTuple):
@@ -24,48 +39,109 @@ class Declaration(NamedTuple):
 
     class_name: str
     function: str  # name of its functional step
-    rules: tuple[str, ...]  # compiled rules it uses; the first is the function's
+    rules: Mapping[str, str]  # compiled rules, and when each applies: the first that does
+    function_rules: tuple[str, ...]  # those of the functional step
     hypers: tuple[Hyperparameter, ...]
-    fixed: Mapping[str, str]  # a rule's other hyper-parameters, as Python expressions of the hypers
+    derived: Mapping[
+        str, str
+    ]  # a rule's other hyper-parameters, as Python expressions of the hypers
 
     @property
     def slots(self) -> tuple[str, ...]:
         """State buffers of its objects, by name."""
-        rules = _core.rules()
-        return max((tuple(rules[rule]["slots"]) for rule in self.rules), key=len)
+        return _union(self.rules, "slots")
 
     @property
     def function_slots(self) -> tuple[str, ...]:
         """State buffers of its functional step, by name."""
-        return tuple(_core.rules()[self.rules[0]]["slots"])
+        return _union(self.function_rules, "slots")
+
+    @property
+    def scalars(self) -> tuple[str, ...]:
+        """State that is a number, by name."""
+        return _union(self.rules, "scalars")
 
     def of_group(self) -> tuple[Hyperparameter, ...]:
         """The hyper-parameters that a param group may set."""
         return tuple(hyper for hyper in self.hypers if hyper.name not in CALL_WIDE)
 
+    def of_call(self) -> tuple[Hyperparameter, ...]:
+        """The hyper-parameters of a step as a whole."""
+        return tuple(hyper for hyper in self.hypers if hyper.name in CALL_WIDE)
+
     def of_function(self) -> tuple[Hyperparameter, ...]:
-        """The hyper-parameters of the function: those its rule reads."""
-        rule = _core.rules()[self.rules[0]]
-        used = {*ROW_HEAD, *CALL_WIDE, *rule["hypers"]}
+        """The hyper-parameters of the function: those its rules read, or its choice of one."""
+        read = _union(self.function_rules, "hypers")
+        texts = [self.derived[name] for name in read if name in self.derived]
+        if len(self.function_rules) > 1:
+            texts += [self.rules[rule] for rule in self.function_rules]
+        used = {*ROW_HEAD, *CALL_WIDE, *read, *_names_in(texts)}
         return tuple(in_function(hyper) for hyper in self.hypers if hyper.name in used)
 
 
+def _union(rules: Iterable[str], entry: str) -> tuple[str, ...]:
+    """What rules have under `entry`, each once, in their order."""
+    return tuple(dict.fromkeys(name for rule in rules for name in _core.rules()[rule][entry]))
+
+
+def _names_in(expressions: Iterable[str]) -> set[str]:
+    return {name for text in expressions for name in compile(text, "", "eval").co_names}
+
+
+# --- parts of the texts -----------------------------------------------------------------------
+
+
 def _row_text(declaration: Declaration, rule: str) -> str:
-    names = {hyper.name for hyper in declaration.hypers}
+    names = {hyper.name for hyper in declaration.hypers} - {"next_momentum"}
     wanted = (*ROW_HEAD, *_core.rules()[rule]["hypers"])
-    values = [name if name in names else f"({declaration.fixed[name]})" for name in wanted]
-    # A `next_momentum` of None stands for the momentum itself, in every rule that has one.
-    coming = "momentum if next_momentum is None else next_momentum"
-    return ", ".join(coming if value == "next_momentum" else value for value in values)
+    other = {**declaration.derived, "next_momentum": "coming"}
+    return ", ".join(name if name in names else f"({other[name]})" for name in wanted)
 
 
-def _check_text(hyper: Hyperparameter, indent: str) -> str:
-    name = hyper.name
+def _check_text(hyper: Hyperparameter, argument: str = "") -> str:
+    name, check = hyper.name, hyper.check
+    call = f"check_{name}.at" if argument and isinstance(check, Scheduled) else f"check_{name}"
+    more = argument if argument and isinstance(check, Scheduled) else ""
     # A default that nobody touched is the same object; this test costs a third of a range check.
     return (
-        f"{indent}if {name} is not default_{name} and not ({hyper.check.accepts(name)}):\n"
-        f"{indent}    {name} = check_{name}({name!r}, {name})\n"
+        f"    if {name} is not default_{name} and not ({check.accepts(name)}):\n"
+        f"        {name} = {call}({name!r}, {name}{more})\n"
     )
+
+
+def _coming_text(hypers: tuple[Hyperparameter, ...], argument: str = "") -> str:
+    """The momentum of the coming step, before `momentum` itself becomes a number."""
+    names = {hyper.name for hyper in hypers}
+    if "momentum" not in names:
+        return ""
+    given = "next_momentum" if "next_momentum" in names else "None"
+    return (
+        f"    coming = {given}\n"
+        "    if coming is None:\n"
+        "        coming = momentum\n"
+        "        if type(coming) is not float:\n"
+        f"            coming = check_momentum.coming('momentum', momentum{argument})\n"
+    )
+
+
+def _checks_text(hypers: tuple[Hyperparameter, ...], argument: str = "") -> str:
+    """`next_momentum` first, then what follows from it and from `momentum`, then the others."""
+    first = [hyper for hyper in hypers if hyper.name == "next_momentum"]
+    others = [hyper for hyper in hypers if hyper.name != "next_momentum"]
+    texts = [_check_text(hyper, argument) for hyper in first]
+    texts += [_coming_text(hypers, argument)]
+    return "".join([*texts, *(_check_text(hyper, argument) for hyper in others)])
+
+
+def _choice_text(
+    declaration: Declaration, rules: tuple[str, ...], use: Callable[[str], str]
+) -> str:
+    """`use(rule)` under the condition of each rule; of the last one always."""
+    text = ""
+    for rule in rules[:-1]:
+        body = "".join(f"    {line}\n" for line in use(rule).splitlines())
+        text += f"    if {declaration.rules[rule]}:\n{body}"
+    return text + use(rules[-1])
 
 
 def _constants(hypers: tuple[Hyperparameter, ...]) -> dict[str, Any]:
@@ -85,74 +161,130 @@ def _compile(name: str, text: str, constants: dict[str, Any], module: dict[str, 
     return found["make"](**constants)
 
 
+# --- functional steps -------------------------------------------------------------------------
+
 _STEP = """\
 def {name}({arguments}):
 {checks}    if grad_norm is not None:
         grad_norm = given_norm(grad_norm)
-    return step({rule}, params, grads, ({states}), ({row}), on_nonfinite, grad_norm, param_copy)
+{choice}"""
+
+_UNUSED = """\
+    if {slot} is not None:
+        refuse_state({name!r}, {slot!r})
 """
+_CALL = """\
+{unused}    return core_step({rule}, params, grads, ({states}), ({scalars}), ({row}), ({policy}), \
+grad_norm, param_copy)
+"""
+
+
+def _refuse_state(function: str, slot: str) -> NoReturn:
+    raise ValueError(f"{slot}: {function} keeps no such state with these arguments")
 
 
 def make_step(
     declaration: Declaration, docstring: str, module: dict[str, Any]
 ) -> Callable[..., _core.StepResult]:
     """The functional step of a class; `module` is the namespace it is defined in."""
-    rule = declaration.rules[0]
-    hypers = declaration.of_function()
-    slots = declaration.function_slots
-    keywords = [
-        hyper.name if hyper.name == "lr" else f"{hyper.name}=default_{hyper.name}"
-        for hyper in hypers
-    ]
+    rules, slots = declaration.function_rules, declaration.function_slots
+    hypers, scalars = declaration.of_function(), scalars_of(declaration)
+
+    def use(rule: str) -> str:
+        own = _core.rules()[rule]["slots"]
+        unused = [_UNUSED.format(slot=slot, name=declaration.function) for slot in slots]
+        return _CALL.format(
+            unused="".join(
+                text for slot, text in zip(slots, unused, strict=True) if slot not in own
+            ),
+            rule=_core.rules()[rule]["index"],
+            states="".join(f"{slot}, " for slot in own),
+            scalars="".join(f"{scalar.name}, " for scalar in scalars),
+            row=_row_text(declaration, rule),
+            policy=", ".join(CALL_WIDE),
+        )
+
+    keywords = [h.name if h.name == "lr" else f"{h.name}=default_{h.name}" for h in hypers]
     arguments = [
-        *("params", "grads", *(f"{slot}=None" for slot in slots), "*", *keywords),
-        *("grad_norm=None", "param_copy=None"),
+        *("params", "grads", *(f"{slot}=None" for slot in slots)),
+        *(f"{scalar.name}=default_{scalar.name}" for scalar in scalars),
+        *("*", *keywords, "grad_norm=None", "param_copy=None"),
     ]
     text = _STEP.format(
         name=declaration.function,
         arguments=", ".join(arguments),
-        checks="".join(_check_text(hyper, "    ") for hyper in hypers),
-        rule=_core.rules()[rule]["index"],
-        states="".join(f"{slot}, " for slot in slots),
-        row=_row_text(declaration, rule),
+        checks=_checks_text((*scalars, *hypers)),
+        choice=_choice_text(declaration, rules, use),
     )
-    constants = _constants(hypers) | {"step": _core.step, "given_norm": given_norm}
+    constants = _constants((*scalars, *hypers))
+    constants |= {"core_step": _core.step, "given_norm": given_norm, "refuse_state": _refuse_state}
     function = _compile(declaration.function, text, constants, module)
     function.__module__ = module["__name__"]
     function.__qualname__ = declaration.function
     function.__doc__ = docstring
-    function.__annotations__ = step_annotations(hypers, slots)
+    function.__annotations__ = step_annotations(declaration)
     return function  # type: ignore[no-any-return]
 
 
-def step_annotations(hypers: tuple[Hyperparameter, ...], slots: tuple[str, ...]) -> dict[str, Any]:
+def scalars_of(declaration: Declaration) -> tuple[Hyperparameter, ...]:
+    """The arguments of the functional step that are state, but numbers."""
+    names = _union(declaration.function_rules, "scalars")
+    scalars = [(name, *SCALARS[name]) for name in names]
+    return tuple(
+        Hyperparameter(name, type(default).__name__, type(default), check, doc, default)
+        for name, check, default, doc in scalars
+    )
+
+
+def step_annotations(declaration: Declaration) -> dict[str, Any]:
     """Annotations of a functional step, in the order of its arguments."""
-    trees = dict.fromkeys(("params", "grads", *slots), Any)
+    trees = dict.fromkeys(("params", "grads", *declaration.function_slots), Any)
+    hypers = (*scalars_of(declaration), *declaration.of_function())
     given = {hyper.name: hyper.annotation for hyper in hypers}
     last = {"grad_norm": float | None, "param_copy": Any, "return": _core.StepResult}
     return trees | given | last
 
 
-Packer = Callable[[Mapping[str, Any], float, float], tuple[int, tuple[Any, ...]]]
+# --- what objects use -------------------------------------------------------------------------
+
+Packer = Callable[[Mapping[str, Any], int, float], tuple[int, tuple[Any, ...]]]
 
 _PACKER = """\
-def pack(group, lr, weight_decay):
-{reads}{checks}    return {rule}, ({row})
+def pack(group, t, weight_decay):
+{reads}{checks}{choice}"""
+
+
+def make_packer(declaration: Declaration) -> Packer:
+    """Checks a param group and packs it as a row: `(rule index, row)` of `_core.Plan.step`.
+
+    `t` is the number of applied steps, `weight_decay` a number where the group holds a function.
+    """
+    hypers = declaration.of_group()
+    reads = [f"    {h.name} = group[{h.name!r}]\n" for h in hypers if h.name != "weight_decay"]
+
+    def use(rule: str) -> str:
+        return f"    return {_core.rules()[rule]['index']}, ({_row_text(declaration, rule)})\n"
+
+    text = _PACKER.format(
+        reads="".join(reads),
+        checks=_checks_text(hypers, ", t"),
+        choice=_choice_text(declaration, tuple(declaration.rules), use),
+    )
+    return _compile("pack", text, _constants(hypers), {})  # type: ignore[no-any-return]
+
+
+_POLICY = """\
+def policy(optimizer):
+{reads}{checks}    return {values}
 """
 
 
-def make_packer(declaration: Declaration, rule: str) -> Packer:
-    """Checks a param group and packs it as a row: `(rule index, row)` of `_core.Plan.step`.
-
-    `lr` and `weight_decay` are passed beside the group, which may hold a schedule or a function.
-    """
-    hypers = declaration.of_group()
-    passed = ("lr", "weight_decay")
-    reads = [f"    {h.name} = group[{h.name!r}]\n" for h in hypers if h.name not in passed]
-    text = _PACKER.format(
-        reads="".join(reads),
-        checks="".join(_check_text(hyper, "    ") for hyper in hypers),
-        rule=_core.rules()[rule]["index"],
-        row=_row_text(declaration, rule),
+def make_policy(declaration: Declaration) -> Callable[[Any], _core.Policy]:
+    """Checks the attributes of an optimizer that concern a step as a whole, and packs them."""
+    hypers = declaration.of_call()
+    text = _POLICY.format(
+        reads="".join(f"    {hyper.name} = optimizer.{hyper.name}\n" for hyper in hypers),
+        checks="".join(_check_text(hyper) for hyper in hypers),
+        values=", ".join(CALL_WIDE),
     )
-    return _compile("pack", text, _constants(hypers), {})  # type: ignore[no-any-return]
+    return _compile("policy", text, _constants(hypers), {})  # type: ignore[no-any-return]

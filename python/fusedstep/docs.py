@@ -6,6 +6,8 @@ import inspect
 import re
 from typing import TYPE_CHECKING
 
+from fusedstep import _core
+from fusedstep.codegen import scalars_of
 from fusedstep.hyperparameters import Hyperparameter
 
 if TYPE_CHECKING:
@@ -52,14 +54,14 @@ One step of `{class_name}` on arrays, in place.
         place. Dense in any dimension order and writable; float32, float64, float16 or bfloat16.
     grads: The gradients: the same tree. Any strides and float dtype; a None leaves its
         parameter (and state) alone.
-{slots}{hypers}
+{slots}{scalars}{hypers}
     grad_norm: The norm of all gradients, before `rescale_grad`, if the caller has reduced it
         already (over processes or shards): sqrt of the sum of all `sum_squares(grads)`.
     param_copy: float16 or bfloat16 arrays that receive the new parameters, rounded once.
 
 Returns:
-    StepResult: `grad_norm`, `clip_coef`, `skipped` and `state`, the dict to splat into the next
-    call{state}.
+    StepResult: `grad_norm`, `clip_coef`, `skipped`, `grad_norms`, and `state`, the dict to
+    splat into the next call{state}.
 
 Raises:
     TypeError: If an argument is of a wrong kind, a leaf is no array, or trees differ in form.
@@ -71,9 +73,9 @@ Raises:
 {rest}"""
 
 _SLOT = """\
-    {slot}: The state: the same tree, float32 or of the dtype of its parameter, with the
+    {slot}: The state: the same tree, float32 or of its parameter's dtype, with the
         parameter's strides. None (or None leaves): this is the first step, and the parameter's
-        own library makes it.
+        own library makes it{when}.
 """
 
 
@@ -81,14 +83,21 @@ def function_docstring(optimizer: type[Optimizer]) -> str:
     """The docstring of the functional step, from that of the class."""
     declaration, parts = optimizer.declaration, _sections(optimizer.__doc__ or "")
     formula = parts[""].partition(".. math::")[2].strip("\n")
-    slots = declaration.function_slots
+    slots, scalars = declaration.function_slots, scalars_of(declaration)
+    by_rule = [_core.rules()[rule]["slots"] for rule in declaration.function_rules]
+    optional = {slot for slot in slots if not all(slot in own for own in by_rule)}
+    state = [*slots, *(scalar.name for scalar in scalars)]
     titles = {"Numerics": "Numerics", "Function": "Example", "References": "References"}
     rest = [f"{new}:\n{parts[old].rstrip()}\n" for old, new in titles.items() if old in parts]
     return _FUNCTION.format(
         class_name=declaration.class_name,
         formula=f".. math::\n{formula}\n\n" if formula else "",
-        slots="".join(_SLOT.format(slot=slot) for slot in slots),
+        slots="".join(
+            _SLOT.format(slot=slot, when=" where its form keeps one" if slot in optional else "")
+            for slot in slots
+        ),
+        scalars="".join(f"{_arguments((scalar,), '    ')}\n" for scalar in scalars),
         hypers=_arguments(declaration.of_function(), "    "),
-        state=f" (`{'`, `'.join(slots)}`)" if slots else " (empty: the rule keeps none)",
+        state=f" (`{'`, `'.join(state)}`)" if state else " (empty: the rule keeps none)",
         rest="\n".join(rest),
     )

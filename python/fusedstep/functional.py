@@ -6,6 +6,7 @@ Their signatures, for readers and type checkers, are in `functional.pyi`, which
 
 from __future__ import annotations
 
+from fusedstep.adaptive import Adam, AdamW, NAdam, RMSprop
 from fusedstep.base import Optimizer
 from fusedstep.codegen import make_step
 from fusedstep.docs import function_docstring
@@ -19,3 +20,7 @@ def _step_of(optimizer: type[Optimizer]) -> object:
 fused_sgd_step = _step_of(SGD)
 fused_momentum_step = _step_of(Momentum)
 fused_nesterov_step = _step_of(MomentumNesterov)
+fused_nadam_step = _step_of(NAdam)
+fused_adam_step = _step_of(Adam)
+fused_adamw_step = _step_of(AdamW)
+fused_rmsprop_step = _step_of(RMSprop)

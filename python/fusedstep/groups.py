@@ -92,10 +92,12 @@ def check_complete(name: str, group: Mapping[str, Any], defaults: Mapping[str, A
     raise ValueError(f"{name}: missing {', '.join(map(shown, missing))}")
 
 
-def make_plan(groups: Sequence[Group], grouped: bool, old: _core.Plan | None = None) -> _core.Plan:
+def make_plan(
+    groups: Sequence[Group], grouped: bool, slots: Sequence[str], old: _core.Plan | None = None
+) -> _core.Plan:
     """A plan over the trees of `groups`; arrays that `old` has, too, keep their state."""
     names = [f"params[{k}]['params']" if grouped else "params" for k in range(len(groups))]
-    plan = _core.Plan([group["params"] for group in groups], names)
+    plan = _core.Plan([group["params"] for group in groups], names, slots)
     if len(plan) == 0:
         raise ValueError("params is empty (an exhausted generator?)")
     known = {id(old.leaf(k)): k for k in range(len(old))} if old is not None else {}
@@ -103,7 +105,7 @@ def make_plan(groups: Sequence[Group], grouped: bool, old: _core.Plan | None = N
         k = known.get(id(plan.leaf(leaf)))
         if old is not None and k is not None:
             plan.set_state(leaf, old.get_state(k))
-            plan.set_steps(leaf, old.get_steps(k))
+            plan.set_progress(leaf, *old.get_progress(k))
     return plan
 
 

@@ -7,59 +7,26 @@ reads them from there, and the function form, the stub, the docs and all checks 
 from __future__ import annotations
 
 import math
-import numbers
 from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any, NamedTuple, SupportsFloat, TypeAlias, get_type_hints
 
 import numpy as np
 
-from fusedstep import _core
-from fusedstep.ranges import Check, Choice, Flag, Real, shown
-from fusedstep.schedules import Schedule
+from fusedstep.ranges import Check, Choice, Flag, Real
+from fusedstep.scheduled import (
+    BetasRange,
+    LearningRateRange,
+    MomentumRange,
+    is_buffer,
+    read_number,
+)
+from fusedstep.schedules import MomentumSchedule, Schedule
 
 Tree: TypeAlias = Any
 """One array, or a nested dict, list, tuple or other iterable of arrays."""
 
 Params: TypeAlias = Tree | Iterable[Mapping[str, Any]] | None
 """A tree, a list of param groups, or None."""
-
-
-def read_number(name: str, buffer: Any) -> float:
-    """The one element of an array."""
-    try:
-        return _core.read_scalar(buffer)
-    except (TypeError, ValueError, BufferError) as error:
-        raise type(error)(f"{name}: {error}") from None
-
-
-class LearningRateRange(Real):
-    """What `lr` may be, and the number that it is now."""
-
-    def __call__(self, name: str, value: Any) -> float:
-        """The learning rate now; functions of t are refused."""
-        return self.at(name, value, None)
-
-    def at(self, name: str, lr: Any, t: int | None) -> float:
-        """The learning rate after `t` applied steps; functions of t are refused without one."""
-        if isinstance(lr, Schedule):
-            return self.number(name, lr.current_lr)
-        if not isinstance(lr, (numbers.Number, np.generic, str)) and lr is not None:
-            if _core.is_array(lr):
-                return self.number(name, read_number(name, lr))
-            if callable(lr):
-                return self._call(name, lr, t)
-        return self.number(name, lr)
-
-    def _call(self, name: str, lr: Callable[[int], Any], t: int | None) -> float:
-        if t is None:
-            raise TypeError(
-                f"{name}: a call cannot know how many steps came before it; pass {name}=f(t), or "
-                "use an optimizer object, which counts"
-            )
-        value = lr(t)
-        if callable(value):
-            raise TypeError(f"{name}: the function of t returned {shown(value)}, no number")
-        return self.at(name, value, None)
 
 
 lr_range = LearningRateRange(0.0)
@@ -81,13 +48,25 @@ LearningRateNow = Annotated[
     "`current_lr`). A function of t belongs to the optimizer objects, which count steps.",
 ]
 MomentumFactor = Annotated[
-    float, _FRACTION, "Share of the velocity that a step keeps, in [0, 1), dimensionless."
+    SupportsFloat | MomentumSchedule | Callable[[int], SupportsFloat],
+    MomentumRange(0.0, 1.0),
+    "Share of the velocity that a step keeps, in [0, 1), dimensionless. A number; a buffer of one "
+    "element; a momentum schedule (its `current_momentum`, and `next_momentum` as the look-ahead "
+    "of Nesterov's form); or a pure function of t, the number of steps applied so far.",
+]
+MomentumFactorNow = Annotated[
+    SupportsFloat | MomentumSchedule,
+    MomentumRange(0.0, 1.0),
+    "Share of the velocity that a step keeps, in [0, 1), dimensionless. A number; a buffer of one "
+    "element; or a momentum schedule (its `current_momentum`, and `next_momentum` as the "
+    "look-ahead of Nesterov's form).",
 ]
 NextMomentum = Annotated[
     float | None,
     Real(0.0, 1.0, optional=True),
     "The momentum of the coming step, in [0, 1), which the look-ahead of Nesterov's form uses "
-    "when the momentum follows a schedule. None: the same as `momentum`.",
+    "when the momentum changes from step to step. None: what the momentum's schedule or function "
+    "says, else the same as `momentum`.",
 ]
 Dampening = Annotated[
     float,
@@ -108,6 +87,36 @@ LrInVelocity = Annotated[
     "(Keras, MXNet). They differ once `lr` changes.",
 ]
 Nesterov = Annotated[bool, Flag(), "True steps along `g + mu v` instead of along `v`."]
+Betas = Annotated[
+    tuple[SupportsFloat | MomentumSchedule | Callable[[int], SupportsFloat], float],
+    BetasRange(),
+    "Decay rates of the averages of the gradient and of its square, each in [0, 1). The first one, "
+    "a momentum, may be a momentum schedule or a pure function of t.",
+]
+BetasNow = Annotated[
+    tuple[SupportsFloat | MomentumSchedule, float],
+    BetasRange(),
+    "Decay rates of the averages of the gradient and of its square, each in [0, 1). The first one, "
+    "a momentum, may be a momentum schedule.",
+]
+Alpha = Annotated[
+    float, _FRACTION, "Decay rate of the averages of the gradient's square, in [0, 1)."
+]
+Eps = Annotated[
+    float, Real(0.0), "Added to the square root in the denominator, >= 0; bounds the step."
+]
+MomentumDecay = Annotated[
+    float,
+    Real(0.0),
+    "How quickly the momentum of NAdam warms up to `betas[0]` from half of it, >= 0: "
+    "`mu_t = betas[0] (1 - 0.96**(t momentum_decay) / 2)`. Dozat's report has 0.004, Keras 3 1.",
+]
+Amsgrad = Annotated[
+    bool, Flag(), "True divides by the largest average of squares so far, which is kept as state."
+]
+Centered = Annotated[
+    bool, Flag(), "True divides by the standard deviation: the average gradient is kept as state."
+]
 WeightDecay = Annotated[
     float | Callable[[str, Any], float],
     weight_decay_range,
@@ -126,8 +135,21 @@ DecoupledWeightDecay = Annotated[
 GradClipNorm = Annotated[
     float | None,
     _LIMIT,
-    "Largest norm of all gradients of the step together, > 0: they are scaled by "
-    "`min(1, grad_clip_norm / norm)`. `inf` measures the norm without clipping. None: neither.",
+    "Largest norm of all gradients of the step together (see `grad_clip_scope`), > 0: they are "
+    "scaled by `min(1, grad_clip_norm / norm)`. `inf` measures the norm without clipping. None: "
+    "neither.",
+]
+GradClipScope = Annotated[
+    str,
+    Choice("all", "group", "array"),
+    'Whose norm `grad_clip_norm` limits: of "all" gradients together, of each param "group", or '
+    'of each "array". `r.grad_norm` is that of all gradients in any case.',
+]
+SkipGradNorm = Annotated[
+    float | None,
+    _LIMIT,
+    "A step whose gradients, all together and after `rescale_grad`, have a norm that is larger "
+    "than this (or NaN) leaves everything as it was, > 0. None: none is skipped for its norm.",
 ]
 GradClipValue = Annotated[
     float | None,
@@ -182,7 +204,12 @@ def declared(initializer: Callable[..., None]) -> tuple[Hyperparameter, ...]:
 
 def in_function(hyper: Hyperparameter) -> Hyperparameter:
     """The hyper-parameter as a function takes it, which has no registration and counts no steps."""
-    now: Any = {"lr": LearningRateNow, "weight_decay": WeightDecayNow}.get(hyper.name)
+    now: Any = {
+        "lr": LearningRateNow,
+        "weight_decay": WeightDecayNow,
+        "momentum": MomentumFactorNow,
+        "betas": BetasNow,
+    }.get(hyper.name)
     if now is None:
         return hyper
     check, doc = now.__metadata__
@@ -195,7 +222,7 @@ def given_norm(grad_norm: Any) -> float | None:
     """The `grad_norm` argument of a step as a number."""
     if grad_norm is None or (type(grad_norm) is float and grad_norm >= 0.0):
         return grad_norm
-    if not isinstance(grad_norm, (numbers.Number, np.generic, str)) and _core.is_array(grad_norm):
+    if is_buffer(grad_norm):
         grad_norm = read_number("grad_norm", grad_norm)
     if isinstance(grad_norm, (float, np.floating)) and math.isnan(grad_norm):
         return math.nan  # what a non-finite gradient makes of a norm; `on_nonfinite` judges it

@@ -1,4 +1,4 @@
-"""The optimizers: each class declares its hyper-parameters and its rule, and documents both."""
+"""SGD with and without momentum: each class declares its hyper-parameters and its rules."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from fusedstep.hyperparameters import (
     Dampening,
     DecoupledWeightDecay,
     GradClipNorm,
+    GradClipScope,
     GradClipValue,
     LearningRate,
     LrInVelocity,
@@ -21,6 +22,7 @@ from fusedstep.hyperparameters import (
     OnNonfinite,
     Params,
     RescaleGrad,
+    SkipGradNorm,
     WeightDecay,
 )
 from fusedstep.ranges import shown
@@ -29,13 +31,10 @@ from fusedstep.ranges import shown
 @final
 class SGD(
     Optimizer,
-    rules=("sgd", "momentum"),
+    rules={"sgd": "momentum == 0", "momentum": "True"},
     function="fused_sgd_step",
-    fixed={
-        "next_momentum": "momentum",
-        "lr_in_velocity": "False",
-        "dampen_first_step": "False",
-    },
+    function_rules=("sgd",),
+    derived={"lr_in_velocity": "False", "dampen_first_step": "False"},
 ):
     r"""Stochastic gradient descent, PyTorch form.
 
@@ -100,25 +99,27 @@ class SGD(
         rescale_grad: RescaleGrad = 1.0,
         maximize: Maximize = False,
         on_nonfinite: OnNonfinite = "propagate",
+        grad_clip_scope: GradClipScope = "all",
+        skip_grad_norm: SkipGradNorm = None,
     ) -> None:
         self._set_up(locals())
 
-    def _rule_of(self, group: Group) -> str:
+    def _check_form(self, group: Group) -> None:
         momentum, dampening = group["momentum"], group["dampening"]
-        if group["nesterov"] and (momentum == 0 or dampening != 0):
+        zero = isinstance(momentum, (int, float)) and momentum == 0
+        if group["nesterov"] and (zero or dampening != 0):
             raise ValueError(
                 "nesterov: needs momentum > 0 and dampening = 0, got "
                 f"momentum = {shown(momentum)}, dampening = {shown(dampening)}"
             )
-        return "sgd" if momentum == 0 else "momentum"
 
 
 @final
 class Momentum(
     Optimizer,
-    rules=("momentum",),
+    rules={"momentum": "True"},
     function="fused_momentum_step",
-    fixed={"nesterov": "False"},
+    derived={"nesterov": "False"},
 ):
     r"""Gradient descent with momentum (heavy ball), PyTorch form: the learning rate is outside.
 
@@ -188,6 +189,8 @@ class Momentum(
         rescale_grad: RescaleGrad = 1.0,
         maximize: Maximize = False,
         on_nonfinite: OnNonfinite = "propagate",
+        grad_clip_scope: GradClipScope = "all",
+        skip_grad_norm: SkipGradNorm = None,
     ) -> None:
         self._set_up(locals())
 
@@ -195,9 +198,9 @@ class Momentum(
 @final
 class MomentumNesterov(
     Optimizer,
-    rules=("momentum",),
+    rules={"momentum": "True"},
     function="fused_nesterov_step",
-    fixed={"nesterov": "True"},
+    derived={"nesterov": "True"},
 ):
     r"""Gradient descent with Nesterov momentum, PyTorch form: the learning rate is outside.
 
@@ -267,5 +270,7 @@ class MomentumNesterov(
         rescale_grad: RescaleGrad = 1.0,
         maximize: Maximize = False,
         on_nonfinite: OnNonfinite = "propagate",
+        grad_clip_scope: GradClipScope = "all",
+        skip_grad_norm: SkipGradNorm = None,
     ) -> None:
         self._set_up(locals())

@@ -134,22 +134,27 @@ class Choice:
 
 
 class Count:
-    """Whole numbers from `low` on."""
+    """Whole numbers from `low` on, below `end`."""
 
-    def __init__(self, low: int = 0) -> None:
+    def __init__(self, low: int = 0, end: int | None = None) -> None:
         self.low = low
+        self.end = end
 
     def __str__(self) -> str:
-        return f"an integer >= {self.low}"
+        if self.end is None:
+            return f"an integer >= {self.low}"
+        return f"an integer in [{self.low}, 2**{self.end.bit_length() - 1})"
 
     def __call__(self, name: str, value: Any) -> int:
         """The value as an int in the range."""
         if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Integral):
             raise TypeError(f"{name}: expected {self}, got {shown(value)}")
-        if value < self.low:
+        number = int(value)
+        if number < self.low or (self.end is not None and number >= self.end):
             raise ValueError(f"{name}: expected {self}, got {shown(value)}")
-        return int(value)
+        return number
 
     def accepts(self, variable: str) -> str:
         """True for ints in the range."""
-        return f"type({variable}) is int and {variable} >= {self.low}"
+        below = "" if self.end is None else f" < {self.end}"
+        return f"type({variable}) is int and {self.low} <= {variable}{below}"

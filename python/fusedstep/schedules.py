@@ -102,6 +102,12 @@ class Schedule(ABC):
             setattr(self, name, value)
         self._assigned = None if current == self.at(self.last_epoch) else current
 
+    def copied(self) -> Schedule:
+        """An independent copy."""
+        copied = object.__new__(type(self))
+        vars(copied).update(vars(self))
+        return copied
+
     def _try(self, constants: Mapping[str, Any]) -> None:
         """Refuses constants with which no schedule could be made or none has a value now."""
         try:
@@ -235,3 +241,27 @@ class ExponentialLR(Schedule):
     def at(self, t: int) -> float:
         """The learning rate of epoch `t`."""
         return self.base_lr * self.gamma**t
+
+
+class MomentumSchedule(ABC):
+    """A momentum that depends on the epoch."""
+
+    last_epoch = 0
+
+    def copied(self) -> MomentumSchedule: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+
+    @abstractmethod
+    def at(self, t: int) -> float:
+        """The momentum of epoch `t`."""
+
+    @property
+    def current_momentum(self) -> float:
+        """The momentum now."""
+        return self.at(self.last_epoch)
+
+    @property
+    def next_momentum(self) -> float:
+        """The momentum of the next epoch."""
+        return self.at(self.last_epoch + 1)

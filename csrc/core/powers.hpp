@@ -1,0 +1,31 @@
+#pragma once
+#include <cstdint>
+
+#include "core/hd.hpp"
+
+/// Powers in double, from exactly rounded operations only: the same bits from every C library and
+/// on a device, which `pow` and `exp` do not promise.
+namespace fusedstep {
+
+/// base^n by repeated squaring, n >= 0. The relative error is below n * 2^-53.
+FUSEDSTEP_HD double power(double base, std::int64_t n) {
+  double result = 1.0;
+  for (; n > 0; n >>= 1, base *= base)
+    if (n & 1) result *= base;
+  return result;
+}
+
+/// e^x for x <= 0: 2^-n e^r with |r| <= ln(2)/2, and the Taylor series of e^r.
+FUSEDSTEP_HD double exp_of_negative(double x) {
+  constexpr double log2_of_e = 0x1.71547652b82fep+0;
+  constexpr double ln2_high = 0x1.62e42feep-1, ln2_low = 0x1.a39ef35793c76p-33;  // high*n is exact
+  constexpr int degree = 14;
+  if (!(x > -746.0)) return x == x ? 0.0 : x;
+  const double n = ::floor(0.5 - x * log2_of_e);
+  const double r = (x + n * ln2_high) + n * ln2_low;
+  double sum = 1.0;
+  for (int k = degree; k > 0; --k) sum = 1.0 + sum * r / k;
+  return sum * power(0.5, static_cast<std::int64_t>(n));
+}
+
+}  // namespace fusedstep
