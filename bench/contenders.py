@@ -5,72 +5,75 @@ from __future__ import annotations
 import importlib.util
 from typing import Any
 
-import fusedstep as fs
 import numpy as np
 
-from bench.work import DECAY, LR, MOMENTUM, Array, Step, Work
+from bench.work import Step, Work
 
 HAS_TORCH = importlib.util.find_spec("torch") is not None
 TORCH_FORMS = {
-    "torch fused": {"fused": True},
-    "torch foreach": {"foreach": True},
-    "torch for-loop": {"foreach": False},
+    "fused": {"fused": True},
+    "foreach": {"foreach": True},
+    "for-loop": {"foreach": False},
 }
 
 
 def function(work: Work) -> Step:
-    """The functional form, on NumPy arrays and with the shared velocities."""
-    params, grads, velocity = (work.split(a) for a in (work.p, work.g, work.v))
-    options: dict[str, Any] = {"lr": LR, "weight_decay": DECAY, "grad_clip_norm": work.clip}
-    if not work.momentum:
-        return lambda: fs.fused_sgd_step(params, grads, **options)
-    return lambda: fs.fused_nesterov_step(params, grads, velocity, momentum=MOMENTUM, **options)
+    """The functional form, on NumPy arrays and with the shared states."""
+    method, (params, grads) = work.method, (work.split(a) for a in (work.p, work.g))
+    buffers = dict(zip(method.torch_state, map(work.split, work.states), strict=True))
+    options = {**method.options, "grad_clip_norm": work.clip}
+    if not method.torch_scalars:
+        return lambda: method.function(params, grads, **buffers, **options)
+    state: dict[str, Any] = dict(buffers)
+
+    def step() -> None:
+        nonlocal state
+        state = method.function(params, grads, **state, **options).state
+
+    return step
 
 
 def single(work: Work) -> Step:
     """The functional form on one bare array, written as a user would."""
-    p, g, v = work.p, work.g, work.v
-    return lambda: fs.fused_nesterov_step(p, g, v, lr=LR, momentum=MOMENTUM, weight_decay=DECAY)
+    function, options = work.method.function, work.method.options
+    p, g, (v,) = work.p, work.g, work.states
+    return lambda: function(p, g, v, **options)
 
 
 def optimizer(work: Work) -> Step:
     """The object, on NumPy arrays."""
-    opt = fs.MomentumNesterov(work.split(work.p), **_options(work))
+    opt = work.method.optimizer(work.split(work.p), **_options(work))
     grads = work.split(work.g)
     return lambda: opt.step(grads)
 
 
 def optimizer_on_torch(work: Work) -> Step:
     """The object, on torch Parameters that hold their gradients."""
-    opt = fs.MomentumNesterov(_torch_parameters(work), **_options(work))
-    return opt.step
+    return work.method.optimizer(_torch_parameters(work), **_options(work)).step
 
 
 def _options(work: Work) -> dict[str, Any]:
-    return {
-        "lr": LR,
-        "momentum": MOMENTUM,
-        "weight_decay": DECAY,
-        "grad_clip_norm": work.clip,
-    }
+    return {**work.method.options, "grad_clip_norm": work.clip}
 
 
 def torch_forms(work: Work) -> dict[str, Step]:
-    """torch.optim.SGD in its three forms; with a clip after `clip_grad_norm_`, as documented."""
+    """torch's class in its forms; with a clip after `clip_grad_norm_`, as documented."""
     if not HAS_TORCH:
         return {}
-    return {name: torch_sgd(work, **form) for name, form in TORCH_FORMS.items()}
+    forms = work.method.torch_forms
+    return {f"torch {form}": torch_optimizer(work, **TORCH_FORMS[form]) for form in forms}
 
 
-def torch_sgd(work: Work, **form: bool) -> Step:
+def torch_optimizer(work: Work, **form: bool) -> Step:
     import torch
 
-    params = _torch_parameters(work)
-    momentum = {"momentum": MOMENTUM, "nesterov": True} if work.momentum else {}
-    opt = torch.optim.SGD(params, lr=LR, weight_decay=DECAY, **momentum, **form)
-    if work.momentum:
-        for p, v in zip(params, work.split(work.v), strict=True):
-            opt.state[p]["momentum_buffer"] = torch.from_numpy(v)
+    method, params = work.method, _torch_parameters(work)
+    opt = getattr(torch.optim, method.torch)(params, **method.torch_options, **form)
+    for k, p in enumerate(params):
+        for name, flat in zip(method.torch_state.values(), work.states, strict=True):
+            opt.state[p][name] = torch.from_numpy(work.split(flat)[k])
+        for name, number in method.torch_scalars.items():
+            opt.state[p][name] = torch.tensor(number)
     if work.clip is None:
         return opt.step
 
@@ -92,22 +95,18 @@ def _torch_parameters(work: Work) -> list[Any]:
 
 def numpy_loop(work: Work) -> Step:
     """As one writes it by hand."""
-    tensors = list(zip(*(work.split(a) for a in (work.p, work.g, work.v)), strict=True))
-
-    def update(p: Array, g: Array, v: Array, scale: np.float32) -> None:
-        g = scale * g + np.float32(DECAY) * p
-        if work.momentum:
-            v *= np.float32(MOMENTUM)
-            v += g
-            g += np.float32(MOMENTUM) * v
-        p -= np.float32(LR) * g
+    states = zip(*map(work.split, work.states), strict=True) if work.states else [()] * work.tensors
+    tensors = list(zip(work.split(work.p), work.split(work.g), map(list, states), strict=True))
+    steps = 0
 
     def step() -> None:
+        nonlocal steps
+        steps += 1
         scale = 1.0
         if work.clip is not None:
             norm = np.sqrt(sum(float(np.vdot(g, g)) for _, g, _ in tensors))
             scale = min(1.0, work.clip / norm)
-        for p, g, v in tensors:
-            update(p, g, v, np.float32(scale))
+        for p, g, own in tensors:
+            work.method.by_hand(p, np.float32(scale) * g, own, steps)
 
     return step

@@ -10,9 +10,10 @@ from functools import partial
 from pathlib import Path
 
 from bench import contenders as by
-from bench.bars import CLIPPED, FUSED, ON_TORCH, OURS, ROOFLINE, UNCLIPPED
+from bench.bars import CLIPPED, FUNCTION, FUSED, OBJECT, ON_TORCH, OURS, ROOFLINE, UNCLIPPED
 from bench.machine import ROOT
 from bench.measure import Row, timed
+from bench.methods import ADAMW, NADAM, SGD
 from bench.streams import Roofline
 from bench.work import Step, Work
 
@@ -51,7 +52,7 @@ def _row(
 ) -> Row:
     steps: dict[str, Step] = {OURS: by.function(work)}
     if setting.roofline:
-        steps[ROOFLINE] = setting.roofline.loop(loops, work.p, work.g, work.v)
+        steps[ROOFLINE] = setting.roofline.loop(loops, work.p, work.g, work.states)
     if peers:
         steps |= by.torch_forms(work) | {"numpy": by.numpy_loop(work)}
     differences = work.verify(steps)
@@ -74,7 +75,7 @@ def clip(setting: Setting, tensors: int) -> Row:
 
 
 def sgd(setting: Setting) -> Row:
-    work = Work(1, setting.scale.large, momentum=False)
+    work = Work(1, setting.scale.large, method=SGD)
     return _row(setting, "sgd", "SGD + decay", work, ("sgd",), 12)
 
 
@@ -87,9 +88,25 @@ def bf16(setting: Setting) -> Row:
     return _row(setting, "bf16", what, work, ("update_bf16",), 14, peers=False)
 
 
+def nadam(setting: Setting, tensors: int) -> Row:
+    work = Work(tensors, setting.scale.large // tensors, method=NADAM)
+    return _row(setting, f"nadam-{tensors}", "NAdam + decay", work, ("moments",), 28)
+
+
+def adamw(setting: Setting) -> Row:
+    work = Work(1, setting.scale.large, method=ADAMW)
+    return _row(setting, "adamw", "AdamW", work, ("moments",), 28)
+
+
+def adamw_clip(setting: Setting) -> Row:
+    work = Work(1, setting.scale.large, method=ADAMW).with_clip()
+    loops = ("read", "moments")
+    return _row(setting, "adamw-clip", "AdamW + global clip", work, loops, 32)
+
+
 def small(setting: Setting) -> Row:
     work = Work(setting.scale.many, 1000).with_clip()
-    steps = {OURS: by.optimizer(work), "fusedstep function": by.function(work)}
+    steps = {OURS: by.optimizer(work), FUNCTION: by.function(work)}
     if by.HAS_TORCH:
         steps[ON_TORCH] = by.optimizer_on_torch(work)
     steps |= by.torch_forms(work) | {"numpy": by.numpy_loop(work)}
@@ -102,7 +119,8 @@ def small(setting: Setting) -> Row:
 
 def call(setting: Setting) -> Row:
     work = Work(1, 1000)
-    steps = {OURS: by.single(work), **by.torch_forms(work), "numpy": by.numpy_loop(work)}
+    steps = {OURS: by.single(work), OBJECT: by.optimizer(work)}
+    steps |= by.torch_forms(work) | {"numpy": by.numpy_loop(work)}
     differences = work.verify(steps)
     samplers = {who: timed(run, setting.scale.calls) for who, run in steps.items()}
     return Row("call", "Nesterov + decay, one call on 1 x 1000", samplers, differences=differences)
@@ -115,8 +133,8 @@ def cached(setting: Setting) -> Row:
     plain.verify({UNCLIPPED: steps[UNCLIPPED]})
     clipped.verify({CLIPPED: steps[CLIPPED]})
     if by.HAS_TORCH:
-        steps["torch fused no clip"] = by.torch_sgd(plain, fused=True)
-        steps["torch fused clip"] = by.torch_sgd(clipped, fused=True)
+        steps["torch fused no clip"] = by.torch_optimizer(plain, fused=True)
+        steps["torch fused clip"] = by.torch_optimizer(clipped, fused=True)
     samplers = {who: timed(run, 20) for who, run in steps.items()}
     return Row("cached", f"Nesterov + decay, 10 x {plain.numel:,}", samplers)
 
@@ -131,7 +149,10 @@ def alternate(setting: Setting) -> Row:
 
         square = torch.ones(setting.scale.matmul, setting.scale.matmul)
         multiply = partial(torch.mm, square, square)
-        for who, step in {OURS: by.function(work), FUSED: by.torch_sgd(work, fused=True)}.items():
+        for who, step in {
+            OURS: by.function(work),
+            FUSED: by.torch_optimizer(work, fused=True),
+        }.items():
             contenders[f"{who} by turns"] = timed(partial(_by_turns, step, multiply, rounds))
             contenders[f"{who} apart"] = timed(partial(_apart, step, multiply, rounds))
     size = setting.scale.matmul
@@ -180,6 +201,10 @@ ROWS: dict[str, Callable[[Setting], Row]] = {
     "clip-1": partial(clip, tensors=1),
     "clip-200": partial(clip, tensors=200),
     "sgd": sgd,
+    "nadam-1": partial(nadam, tensors=1),
+    "nadam-200": partial(nadam, tensors=200),
+    "adamw": adamw,
+    "adamw-clip": adamw_clip,
     "bf16": bf16,
     "small": small,
     "call": call,

@@ -21,14 +21,17 @@ class Roofline:
         self._call = ctypes.CDLL(str(library)).fusedstep_roofline
         pointer = ctypes.c_void_p
         text = ctypes.c_char_p
-        self._call.argtypes = [text, text, pointer, pointer, pointer, ctypes.c_int64, ctypes.c_int]
+        self._call.argtypes = [text, text, *[pointer] * 4, ctypes.c_int64, ctypes.c_int]
         self._threads = threads
 
-    def loop(self, names: tuple[str, ...], p: Array, g: Array, v: Array) -> Callable[[], None]:
+    def loop(
+        self, names: tuple[str, ...], p: Array, g: Array, states: list[Array]
+    ) -> Callable[[], None]:
         """A call that runs the named loops, one after the other, over whole flat arrays."""
         isa = _core.active_isa().encode()
         loops = [name.encode() for name in names]
-        buffers = p.ctypes.data, g.ctypes.data, v.ctypes.data, p.size, self._threads
+        first, second = (*(state.ctypes.data for state in states), None, None)[:2]
+        buffers = p.ctypes.data, g.ctypes.data, first, second, p.size, self._threads
 
         def run() -> None:
             for name in loops:

@@ -53,6 +53,19 @@ float update(const Streams& at, std::int64_t begin, std::int64_t end) {
   return 0;
 }
 
+float moments(const Streams& at, std::int64_t begin, std::int64_t end) {
+  float* const __restrict p = static_cast<float*>(at.param);
+  const float* const __restrict g = static_cast<const float*>(at.grad);
+  float* const __restrict m = static_cast<float*>(at.velocity);
+  float* const __restrict s = static_cast<float*>(at.second);
+  for (std::int64_t i = begin; i < end; ++i) {
+    m[i] += g[i];
+    s[i] += g[i];
+    p[i] += g[i];
+  }
+  return 0;
+}
+
 float update_bf16(const Streams& at, std::int64_t begin, std::int64_t end) {
   std::int16_t* const __restrict p = static_cast<std::int16_t*>(at.param);
   const std::int16_t* const __restrict g = static_cast<const std::int16_t*>(at.grad);
@@ -67,6 +80,6 @@ float update_bf16(const Streams& at, std::int64_t begin, std::int64_t end) {
 
 }  // namespace
 
-extern const Loops FUSEDSTEP_LOOPS{read, sgd, update, update_bf16};
+extern const Loops FUSEDSTEP_LOOPS{read, sgd, update, moments, update_bf16};
 
 }  // namespace fusedstep::roofline

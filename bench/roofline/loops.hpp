@@ -9,6 +9,7 @@ struct Streams {
   void* param;
   const void* grad;
   void* velocity;
+  void* second;  ///< another state
 };
 
 /// One pass over the elements [begin, end). Only `read` returns something: a sum.
@@ -18,6 +19,7 @@ struct Loops {
   Loop read;         ///< loads g                              4 B per element (float32)
   Loop sgd;          ///< loads p, g; stores p                12 B
   Loop update;       ///< loads p, g, v; stores p, v          20 B
+  Loop moments;      ///< loads p, g and two states; stores p and these  28 B
   Loop update_bf16;  ///< the same, p and g of 16 bits        14 B
 };
 

@@ -53,6 +53,7 @@ Loop find_loop(const Loops& loops, const char* name) {
   if (std::strcmp(name, "read") == 0) return loops.read;
   if (std::strcmp(name, "sgd") == 0) return loops.sgd;
   if (std::strcmp(name, "update") == 0) return loops.update;
+  if (std::strcmp(name, "moments") == 0) return loops.moments;
   if (std::strcmp(name, "update_bf16") == 0) return loops.update_bf16;
   return nullptr;
 }
@@ -63,13 +64,13 @@ Loop find_loop(const Loops& loops, const char* name) {
 /// Runs a loop once over `numel` elements on `threads` threads. Returns 0, or -1 if there is no
 /// such loop or instruction set. Called from Python by ctypes.
 extern "C" __attribute__((visibility("default"))) int fusedstep_roofline(
-    const char* isa, const char* name, void* param, const void* grad, void* velocity,
+    const char* isa, const char* name, void* param, const void* grad, void* velocity, void* second,
     std::int64_t numel, int threads) {
   using namespace fusedstep::roofline;
   const Loops* loops = find_loops(isa);
   const Loop loop = loops ? find_loop(*loops, name) : nullptr;
   if (!loop) return -1;
-  Pass pass{loop, {param, grad, velocity}, std::clamp(threads, 1, most_threads), {}, {}};
+  Pass pass{loop, {param, grad, velocity, second}, std::clamp(threads, 1, most_threads), {}, {}};
   const std::int64_t pieces = (numel + piece - 1) / piece;
   for (int k = 0; k < pass.threads; ++k) {
     pass.parts[k].next = std::min(numel, pieces * k / pass.threads * piece);
