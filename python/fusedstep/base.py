@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -153,8 +152,10 @@ class Optimizer(ABC):
                 "params: no parameters are registered; pass them to the constructor or to "
                 "register_trainable_weights"
             )
-        trees = [group.get("params") for group in self.param_groups]
-        if len(trees) != len(self._trees) or any(map(operator.is_not, trees, self._trees)):
+        same = len(self.param_groups) == len(self._trees)
+        for group, tree in zip(self.param_groups, self._trees, strict=False):
+            same = same and group.get("params") is tree
+        if not same:
             raise ValueError(
                 "param_groups: a group or its 'params' was replaced; assign to arrays in place "
                 "(array[...] = new), and add groups with add_param_group"
@@ -258,22 +259,28 @@ class Optimizer(ABC):
 
     def _rows(self, groups: list[Group], members: list[Members]) -> list[tuple[int, _core.Row]]:
         """The rows of this step, in the order in which `assign_rows` counted them."""
-        for index, group in enumerate(groups):
-            check_complete(f"param_groups[{index}]", group, self.defaults)
         if any(map(_has_new_decay, groups, members)):
             members = self._members = assign_rows(self._bound_plan(), groups)
-        rows, pack = [], type(self)._pack
-        for index, (group, member) in enumerate(zip(groups, members, strict=True)):
+        rows: list[tuple[int, _core.Row]] = []
+        for index, group in enumerate(groups):
             try:
-                self._check_form(group)
-                decay = group["weight_decay"]
-                decays = member.decays if callable(decay) else (decay,) * len(member.decays)
-                rows += [pack(group, self._steps, each) for each in decays]
-            except (TypeError, ValueError) as error:
+                rows += self._rows_of(group, members[index].decays)
+            except (TypeError, ValueError, KeyError) as error:
+                check_complete(f"param_groups[{index}]", group, self.defaults)
                 if len(groups) == 1 or type(error) not in {TypeError, ValueError}:
                     raise
                 raise type(error)(f"param_groups[{index}]: {error}") from None
         return rows
+
+    def _rows_of(self, group: Group, decays: tuple[float, ...]) -> list[tuple[int, _core.Row]]:
+        """A row for each of the decays of a group's arrays."""
+        if len(group) != len(self.defaults) + 1:
+            raise KeyError
+        self._check_form(group)
+        pack, decay = type(self)._pack, group["weight_decay"]
+        if callable(decay):
+            return [pack(group, self._steps, each) for each in decays]
+        return [pack(group, self._steps, decay)] * len(decays)
 
     def _check_form(self, group: Group) -> None:  # noqa: B027
         """Refuses hyper-parameters that do not go together."""
@@ -458,8 +465,8 @@ def _check_first(name: str, check: Check, value: Any) -> None:
 
 
 def _has_new_decay(group: Group, member: Members) -> bool:
-    decay = group["weight_decay"]
-    return callable(decay) and decay is not member.decay
+    decay = group.get("weight_decay")
+    return type(decay) is not float and callable(decay) and decay is not member.decay
 
 
 class _PlainLR(ConstantLR):
