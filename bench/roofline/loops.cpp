@@ -60,7 +60,7 @@ float moments(const Streams& at, std::int64_t begin, std::int64_t end) {
   float* const __restrict s = static_cast<float*>(at.second);
   for (std::int64_t i = begin; i < end; ++i) {
     m[i] += g[i];
-    s[i] += g[i];
+    s[i] += 1.0f;  // stays an average of squares for those who take its root
     p[i] += g[i];
   }
   return 0;
