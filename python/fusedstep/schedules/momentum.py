@@ -70,7 +70,7 @@ class NesterovMomentum(MomentumSchedule):
     Example:
         >>> schedule = NesterovMomentum()
         >>> [round(schedule.at(t), 4) for t in range(5)]
-        [0.0, 0.0, 0.2817, 0.434, 0.5311]
+        [0.0, 0.0, 0.2818, 0.434, 0.5311]
         >>> [NesterovMomentum(r=3).at(t) for t in range(5)]
         [0.0, 0.0, 0.25, 0.4, 0.5]
 
