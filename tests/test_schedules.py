@@ -1,14 +1,22 @@
-"""Schedules: closed forms, the counter, assignment, state, and what is refused."""
+"""Schedules: the counter, assignment, state, what is refused, docstrings."""
 
 from __future__ import annotations
 
+import ast
+import doctest
+import importlib
+import inspect
 import math
 import pickle
+import pkgutil
+import re
+from pathlib import Path
 from typing import Any
 
 import fusedstep as fs
 import numpy as np
 import pytest
+from fusedstep import schedules as package
 
 SCHEDULES = [
     (lambda: fs.ConstantLR(base_lr=0.4, factor=0.5, total_iters=3), [0.2, 0.2, 0.2, 0.4, 0.4, 0.4]),
@@ -164,6 +172,83 @@ def test_schedules_of_ones_own() -> None:
         (lambda: fs.ConstantLR(base_lr=0.1, factor=1.5), r"factor: .*got 1\.5"),
         (lambda: fs.ConstantLR(base_lr=0.1, total_iters=-1), r"total_iters: .*got -1"),
         (lambda: fs.ExponentialLR(base_lr=0.1, last_epoch=-2), r"last_epoch: .*got -2"),
+        (lambda: fs.MultiStepLR(milestones=[3, 3]), r"milestones: .*got 3 after 3"),
+        (lambda: fs.MultiStepLR(milestones=[9, 3]), r"milestones: .*got 3 after 9"),
+        (lambda: fs.MultiStepLR(milestones=[1, 2.5]), r"milestones\[1\]: .*got 2\.5"),
+        (lambda: fs.MultiStepLR(milestones=[-1]), r"milestones\[0\]: .*got -1"),
+        (lambda: fs.MultiStepLR(milestones=5), r"milestones: expected a sequence .*got 5"),
+        (lambda: fs.MultiStepLR(milestones="12"), r"milestones: expected a sequence .*got '12'"),
+        (lambda: fs.PiecewiseConstantSchedule([1, 2], [0.1, 0.2]), r"values: expected 3 .*got 2"),
+        (lambda: fs.PiecewiseConstantSchedule([1], [0.1, -0.2]), r"values\[1\]: .*got -0\.2"),
+        (lambda: fs.PiecewiseConstantSchedule([1], 0.1), r"values: expected a sequence .*got 0\.1"),
+        (lambda: fs.PiecewiseConstantSchedule([2, 1], [1, 2, 3]), r"boundaries: .*got 1 after 2"),
+        (lambda: fs.ExponentialDecayLR(decay_steps=0), r"decay_steps: .*got 0"),
+        (lambda: fs.ExponentialDecayLR(decay_rate=0.0), r"decay_rate: .*got 0\.0"),
+        (lambda: fs.ExponentialDecayLR(transition_begin=-1), r"transition_begin: .*got -1"),
+        (lambda: fs.ExponentialDecayLR(staircase=2), r"staircase: .*got 2"),
+        (lambda: fs.ExponentialDecayLR(end_value=-0.1), r"end_value: .*got -0\.1"),
+        (lambda: fs.InverseTimeDecayLR(decay_steps=0), r"decay_steps: .*got 0"),
+        (lambda: fs.InverseTimeDecayLR(decay_rate=-1.0), r"decay_rate: .*got -1\.0"),
+        (lambda: fs.InverseTimeDecayLR(power=-1.0), r"power: .*got -1\.0"),
+        (lambda: fs.LinearLR(start_factor=-0.1), r"start_factor: .*got -0\.1"),
+        (lambda: fs.LinearLR(end_factor=1.1), r"end_factor: .*got 1\.1"),
+        (lambda: fs.LinearLR(total_iters=0), r"total_iters: .*got 0"),
+        (lambda: fs.PolynomialLR(total_iters=0), r"total_iters: .*got 0"),
+        (lambda: fs.PolynomialLR(power=-1), r"power: .*got -1"),
+        (lambda: fs.CosineAnnealingLR(T_max=0), r"T_max: .*got 0"),
+        (lambda: fs.CosineAnnealingLR(eta_min=-0.1), r"eta_min: .*got -0\.1"),
+        (lambda: fs.CosineAnnealingWarmRestarts(T_0=0), r"T_0: .*got 0"),
+        (lambda: fs.CosineAnnealingWarmRestarts(T_mult=1.5), r"T_mult: .*got 1\.5"),
+        (lambda: fs.WarmupCosineSchedule(0.1, 10, 10), r"total_steps: .*warmup_steps=10, got 10"),
+        (lambda: fs.WarmupCosineSchedule(warmup_start_lr=-1.0), r"warmup_start_lr: .*got -1\.0"),
+        (lambda: fs.WarmupScheduler(warmup_epochs=-1), r"warmup_epochs: .*got -1"),
+        (lambda: fs.OneCycleLR(max_lr=-1.0, total_steps=9), r"max_lr: .*got -1\.0"),
+        (lambda: fs.OneCycleLR(max_lr=1.0), r"total_steps: expected it, or both"),
+        (lambda: fs.OneCycleLR(max_lr=1.0, epochs=3), r"total_steps: expected it, or both"),
+        (lambda: fs.OneCycleLR(1.0, 9, epochs=3), r"total_steps: .*got 9 beside epochs=3"),
+        (lambda: fs.OneCycleLR(1.0, epochs=3, steps_per_epoch=0), r"steps_per_epoch: .*got 0"),
+        (lambda: fs.OneCycleLR(1.0, total_steps=0), r"total_steps: .*got 0"),
+        (lambda: fs.OneCycleLR(1.0, 9, pct_start=1.5), r"pct_start: .*got 1\.5"),
+        (lambda: fs.OneCycleLR(1.0, 9, anneal_strategy="sin"), r"anneal_strategy: .*got 'sin'"),
+        (lambda: fs.OneCycleLR(1.0, 9, div_factor=0.0), r"div_factor: .*got 0\.0"),
+        (lambda: fs.CyclicLR(max_lr=math.inf), r"max_lr: .*got inf"),
+        (lambda: fs.CyclicLR(step_size_up=0), r"step_size_up: .*got 0"),
+        (lambda: fs.CyclicLR(step_size_down=-1), r"step_size_down: .*got -1"),
+        (lambda: fs.CyclicLR(mode="square"), r"mode: .*got 'square'"),
+        (lambda: fs.CyclicLR(gamma=1.5), r"gamma: .*got 1\.5"),
+        (lambda: fs.CyclicLR(scale_fn=3), r"scale_fn: .*got 3"),
+        (lambda: fs.CyclicLR(scale_mode="x"), r"scale_mode: .*got 'x'"),
+        (lambda: fs.ReduceLROnPlateau(factor=1.0), r"factor: .*got 1\.0"),
+        (lambda: fs.ReduceLROnPlateau(mode="best"), r"mode: .*got 'best'"),
+        (lambda: fs.ReduceLROnPlateau(patience=-1), r"patience: .*got -1"),
+        (lambda: fs.ReduceLROnPlateau(threshold_mode="x"), r"threshold_mode: .*got 'x'"),
+        (lambda: fs.ReduceLROnPlateau(min_lr=-1.0), r"min_lr: .*got -1\.0"),
+        (lambda: fs.LambdaLR(0.1, 0.5), r"lr_lambda: .*got 0\.5"),
+        (lambda: fs.SequentialLR([], []), r"schedules: expected at least one"),
+        (lambda: fs.SequentialLR(fs.StepLR(), []), r"schedules: expected a sequence .*StepLR"),
+        (lambda: fs.SequentialLR([fs.StepLR(), 0.1], [3]), r"schedules\[1\]: .*got 0\.1"),
+        (lambda: fs.SequentialLR([fs.StepLR()], [3]), r"milestones: expected 0, .*got 1"),
+        (lambda: fs.SequentialLR([fs.StepLR()] * 2, [0]), r"milestones\[0\]: .*got 0"),
+        (lambda: fs.SequentialLR([fs.StepLR()] * 3, [5, 4]), r"milestones: .*got 4 after 5"),
+        (
+            lambda: fs.SequentialLR([fs.StepLR(), fs.SutskeverMomentum()], [3]),
+            r"schedules\[1\]: expected a learning-rate schedule, got .*SutskeverMomentum",
+        ),
+        (lambda: fs.ChainedScheduler([fs.ReduceLROnPlateau()]), r"schedules\[0\]: .*metric"),
+        (
+            lambda: fs.ChainedScheduler([fs.StepLR(), fs.StepLR(base_lr=0.0)]),
+            r"schedules\[1\]: .*base_lr > 0.*got 0\.0",
+        ),
+        (lambda: fs.SutskeverMomentum(max_momentum=1.0), r"max_momentum: .*got 1\.0"),
+        (lambda: fs.SutskeverMomentum(period=0), r"period: .*got 0"),
+        (lambda: fs.NesterovMomentum(r=2.0), r"r: .*got 2\.0"),
+        (lambda: fs.OneCycleMomentum(9, max_momentum=1), r"max_momentum: .*got 1"),
+        (lambda: fs.OneCycleMomentum(0), r"total_steps: .*got 0"),
+        (lambda: fs.CyclicMomentum(base_momentum=-0.1), r"base_momentum: .*got -0\.1"),
+        (lambda: fs.CyclicMomentum(gamma=1.01), r"gamma: .*got 1\.01"),
+        (lambda: fs.LinearMomentum(end=1.0), r"end: .*got 1\.0"),
+        (lambda: fs.LinearMomentum(start="slow"), r"start: .*got 'slow'"),
+        (lambda: fs.LinearMomentum(total_iters=0), r"total_iters: .*got 0"),
     ],
 )
 def test_constants_out_of_range(make: Any, text: str) -> None:
@@ -171,19 +256,32 @@ def test_constants_out_of_range(make: Any, text: str) -> None:
         make()
 
 
-@pytest.mark.framework("torch")
-@pytest.mark.parametrize("name", ["StepLR", "ExponentialLR", "ConstantLR"])
-def test_same_values_as_torch(name: str) -> None:
-    import torch
+@pytest.mark.parametrize("name", [name for _, name, _ in pkgutil.iter_modules(package.__path__)])
+def test_examples_of_the_docstrings(name: str) -> None:
+    module = importlib.import_module(f"fusedstep.schedules.{name}")
+    finder, runner = doctest.DocTestFinder(exclude_empty=True), doctest.DocTestRunner()
+    for test in finder.find(module, name, extraglobs=vars(fs)):
+        runner.run(test)
+    assert runner.summarize(verbose=False).failed == 0
 
-    constants = {"StepLR": {"step_size": 3, "gamma": 0.3}, "ExponentialLR": {"gamma": 0.7}}.get(
-        name, {}
-    )
-    ours = getattr(fs, name)(base_lr=0.1, **constants)
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
-    theirs = getattr(torch.optim.lr_scheduler, name)(optimizer, **constants)
-    for _ in range(12):
-        assert math.isclose(ours.current_lr, theirs.get_last_lr()[0], rel_tol=1e-14)
-        optimizer.step()
-        theirs.step()
-        ours.step()
+
+@pytest.mark.parametrize("name", package.__all__)
+def test_every_schedule_says_what_it_takes_and_shows_it(name: str) -> None:
+    kind = getattr(fs, name)
+    assert kind.__doc__ is not None
+    examples = [test for test in doctest.DocTestFinder().find(kind, name) if test.examples]
+    assert examples
+    described = set(re.findall(r"^    +(\w+): ", kind.__doc__, re.MULTILINE))
+    assert set(inspect.signature(kind).parameters) <= described
+
+
+def test_package_imports_nothing_but_ranges() -> None:
+    """Schedules are plain numbers; they know neither optimizers nor the compiled core."""
+    for path in Path(package.__file__).parent.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            modules = [getattr(node, "module", None) or ""]
+            if isinstance(node, ast.Import):
+                modules = [alias.name for alias in node.names]
+            for module in modules:
+                if module.startswith("fusedstep"):
+                    assert module.startswith(("fusedstep.ranges", "fusedstep.schedules")), path.name
