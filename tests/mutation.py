@@ -141,7 +141,7 @@ MUTATIONS = [
     Mutation("immutable written", CALL, "if (producer.immutable) fail(", "if (false) fail("),
     # the Python layer
     Mutation("lr of the wrong step", "python/fusedstep/base.py", "            self._steps += 1\n", "            self._steps += 2\n"),
-    Mutation("schedule exponent", "python/fusedstep/schedules.py", "(t // self.step_size)", "(t // self.step_size + 1)"),
+    Mutation("schedule exponent", "python/fusedstep/schedules/steps.py", "(t // self.step_size)", "(t // self.step_size + 1)"),
     Mutation("momentum range", "python/fusedstep/hyperparameters.py", "_FRACTION = Real(0.0, 1.0)", "_FRACTION = Real(0.0, 1.5)"),
 ]  # fmt: skip
 
