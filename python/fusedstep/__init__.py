@@ -11,6 +11,7 @@ from fusedstep._core import (
     sum_squares,
 )
 from fusedstep.base import Optimizer
+from fusedstep.conventions import Continuation, from_convention
 from fusedstep.functional import fused_momentum_step, fused_nesterov_step, fused_sgd_step
 from fusedstep.optimizers import SGD, Momentum, MomentumNesterov
 from fusedstep.schedules import ConstantLR, ExponentialLR, Schedule, StepLR
@@ -20,6 +21,7 @@ __version__: str = build_info()["version"]
 __all__ = [
     "SGD",
     "ConstantLR",
+    "Continuation",
     "ExponentialLR",
     "InternalError",
     "Momentum",
@@ -30,6 +32,7 @@ __all__ = [
     "StepResult",
     "__version__",
     "build_info",
+    "from_convention",
     "fused_momentum_step",
     "fused_nesterov_step",
     "fused_sgd_step",
