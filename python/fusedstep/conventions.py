@@ -225,7 +225,7 @@ NOT_NESTEROV: dict[str, Pretender] = {
         "looks ahead twice: the paper it cites (arXiv:1212.0901, eq. 7) has the velocity before "
         "the step there, and the code has the one after it. No change of variables makes it "
         "Nesterov's rule",
-        "go on in Chainer, or start MomentumNesterov with a new velocity; the sum of a "
+        "go on in Chainer, or start `MomentumNesterov` with a new velocity; the sum of a "
         "gradient's effects, lr / (1 - mu), is the same",
         "chainer/optimizers/nesterov_ag.py, chainer/chainer#4274",
     ),
@@ -234,8 +234,8 @@ NOT_NESTEROV: dict[str, Pretender] = {
         "v = mu (mu v - lr g) - lr g; p += v",
         "keeps the corrected step as the velocity, which makes it the heavy ball with momentum "
         "mu^2 and learning rate (1 + mu) lr",
-        "continue it exactly with from_convention('neupy', velocity, nesterov=False) and Momentum "
-        "with momentum=mu**2 and lr=(1 + mu) * lr",
+        "continue it exactly with `from_convention('neupy', velocity, nesterov=False)` and "
+        "`Momentum` with `momentum=mu**2` and `lr=(1 + mu) * lr`",
         "neupy/algorithms/gd/momentum.py before mid-2018",
     ),
     "bmuf": Pretender(
@@ -243,8 +243,8 @@ NOT_NESTEROV: dict[str, Pretender] = {
         "V = bm V + (1 - bm) blr G; W -= (1 + bm) V",
         "takes the differences G from the shifted point, which makes it the heavy ball with a "
         "block learning rate of (1 + bm) blr",
-        "continue it exactly with the velocity (1 + bm) * V, from_convention('cntk', ..., "
-        "momentum=bm) and Momentum with lr=(1 + bm) * blr",
+        "continue it exactly with the velocity `(1 + bm) * V`, `from_convention('cntk', ..., "
+        "momentum=bm)` and `Momentum` with `lr=(1 + bm) * blr`",
         "CNTK BlockMomentumSGD.h",
     ),
     "cntk_sparse": Pretender(
@@ -252,16 +252,16 @@ NOT_NESTEROV: dict[str, Pretender] = {
         "v = mu v + u g; p -= mu v + u lr g (nesterov), p -= lr v (momentum_sgd), u = 1 - mu or 1",
         "lacks the learning rate in nesterov's momentum term, and leaves the velocity of rows "
         "without a gradient as it is",
-        "start with a new velocity; a momentum_sgd whose rows all had gradients continues as "
-        "from_convention('torch', velocity) with dampening=momentum and dampen_first_step=True",
+        "start with a new velocity; a `momentum_sgd` whose rows all had gradients continues as "
+        "`from_convention('torch', velocity)` with `dampening=momentum` (with unit gain)",
         "Source/Math/Matrix.cpp",
     ),
     "mxnet_nag_decay": Pretender(
         "MXNet 1.9 `NAG` with `wd` other than 0",
         "p_new from v and g + wd p; v = mu v - lr (g + wd p_new)",
         "updates the weight in place first, so that its velocity decays with the new weight",
-        "for the documented rule, from_convention('mxnet', velocity, nesterov=True) and "
-        "weight_decay=wd; it leaves the run by an amount of order lr wd per step",
+        "for the documented rule, `from_convention('mxnet', velocity, nesterov=True)` and "
+        "`weight_decay=wd`; it leaves the run by an amount of order lr wd per step",
         "src/operator/optimizer_op-inl.h, nag_mom_update",
     ),
 }
