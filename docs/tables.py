@@ -13,7 +13,7 @@ from fusedstep.conventions import CONVENTIONS, NOT_NESTEROV
 
 ROOT = Path(__file__).resolve().parent.parent
 # Rules with a section in rules.md, whose oracles stand beside their formulas.
-RULES = ("sgd", "momentum", "nadam", "adam", "rmsprop")
+RULES = ("sgd", "momentum", "nadam", "adam", "rmsprop", "accumulate")
 
 
 def write(folder: Path) -> None:
@@ -25,7 +25,7 @@ def write(folder: Path) -> None:
         "differences.md": differences(),
         "not_nesterov.md": not_nesterov(),
         **{f"oracle_{rule}.md": oracle(rule) for rule in RULES},
-        "oracle_helpers.md": functions_of_oracles(sorted(helpers())),
+        "oracle_helpers.md": functions_of_oracles(n for n in _oracles() if n in helpers()),
     }
     for name, text in parts.items():
         (folder / name).write_text(text, encoding="utf-8")
@@ -95,39 +95,51 @@ def not_nesterov() -> str:
 # --- oracles ------------------------------------------------------------------------------------
 
 
-def _oracles() -> dict[str, Path]:
+def _oracles() -> dict[str, tuple[Path, ast.FunctionDef]]:
     """The functions of the executable specification, and the files they stand in."""
+    files = [*ROOT.glob("tests/formulas.py"), *ROOT.glob("tests/reference.py")]
     return {
-        node.name: path
-        for path in sorted((ROOT / "tests").glob("reference*.py"))
+        node.name: (path, node)
+        for path in files
         for node in ast.parse(path.read_text(encoding="utf-8")).body
         if isinstance(node, ast.FunctionDef)
     }
 
 
+def section_of(rule: str) -> str:
+    """The section of rules.md that a compiled rule belongs to: `adam` for `adam_amsgrad`."""
+    return next((name for name in RULES if rule == name or rule.startswith(f"{name}_")), "")
+
+
+def _shown(rule: str) -> list[str]:
+    """The oracle functions of a section: preparation, formula, and its forms."""
+    forms = sorted(name for name in _oracles() if name.startswith(f"{rule}_"))
+    return [f"prepare_{rule}", rule, *forms]
+
+
 def helpers() -> set[str]:
-    """What the formulas call: functions that are neither a rule nor its preparation."""
+    """What the oracles call, and what that calls, without the oracles themselves."""
     found = _oracles()
-    called = set()
-    for rule in RULES:
-        if rule in found:
-            called |= _called(found[rule], rule) & found.keys()
-    return called - set(RULES)
+    oracles = {name for rule in RULES for name in _shown(rule)} & found.keys()
+    todo, seen = set(oracles), set()
+    while todo:
+        seen |= todo
+        called = set().union(*(_called(found[name][1]) for name in todo))
+        todo = (called & found.keys()) - seen
+    return seen - oracles
 
 
-def _called(path: Path, function: str) -> set[str]:
-    body = ast.parse(path.read_text(encoding="utf-8")).body
-    tree = next(n for n in body if isinstance(n, ast.FunctionDef) and n.name == function)
-    calls = (node.func for node in ast.walk(tree) if isinstance(node, ast.Call))
+def _called(function: ast.FunctionDef) -> set[str]:
+    calls = (node.func for node in ast.walk(function) if isinstance(node, ast.Call))
     return {call.id for call in calls if isinstance(call, ast.Name)}
 
 
 def oracle(rule: str) -> str:
     """Preparation and formula of a rule. A rule that the package has cannot lack them."""
-    names = [f"prepare_{rule}", rule]
+    names = _shown(rule)
     missing = [name for name in names if name not in _oracles()]
     if missing and rule in _core.rules():
-        raise LookupError(f"tests/reference.py has no function {', '.join(missing)}")
+        raise LookupError(f"the tests have no oracle {', '.join(missing)}")
     return "" if missing else functions_of_oracles(names)
 
 
@@ -135,7 +147,7 @@ def functions_of_oracles(names: Iterable[str]) -> str:
     """Literal includes of functions out of the tests."""
     found = _oracles()
     return "\n".join(
-        f"```{{literalinclude}} /../{found[name].relative_to(ROOT).as_posix()}\n"
+        f"```{{literalinclude}} /../{found[name][0].relative_to(ROOT).as_posix()}\n"
         f":pyobject: {name}\n```\n"
         for name in names
     )
