@@ -157,8 +157,9 @@ def functions_of_oracles(names: Iterable[str]) -> str:
 
 
 def api() -> str:
-    """A section for every kind of public name; each name in exactly one of them."""
+    """A section for every kind of public name, bases first; each name in exactly one of them."""
     names = [name for name in fs.__all__ if name != "__version__"]
+    names.sort(key=lambda name: not inspect.isabstract(getattr(fs, name)))
     steps = [name for name in names if name.startswith("fused_")]
     optimizers = [name for name in names if _is_a(name, fs.Optimizer)]
     kinds = [kind for name, kind in vars(fs).items() if name.endswith("Schedule")]

@@ -290,8 +290,13 @@ def test_the_other_form_differs_when_lr_changes(system: str, nesterov: bool) -> 
     assert distance(last, expected[-1]) > 1e-4
 
 
-@pytest.mark.parametrize("nesterov", [False, True])
-@pytest.mark.parametrize("system", ["torch", "keras", "mxnet", "caffe", "cntk", "tensorflowsharp"])
+DECAYING = ("torch", "keras", "mxnet", "caffe", "cntk", "tensorflowsharp")
+
+
+@pytest.mark.parametrize(
+    ("system", "nesterov"),
+    [(name, kind) for name in DECAYING for kind in (False, True)] + [("deep_diamond", False)],
+)
 def test_run_goes_on_with_decay(system: str, nesterov: bool) -> None:
     """The options have the kind of decay: decoupled for Keras 3, coupled for the others."""
     run, expected = fork(Run(system, nesterov, changing, wd=0.1))
