@@ -13,7 +13,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 SOURCES := CMakeLists.txt pyproject.toml $(shell find csrc python -not -name '*.py[co]' -not -name __pycache__)
 CXX_FILES = $(shell git ls-files --cached --others --exclude-standard '*.cpp' '*.hpp')
 
-.PHONY: help demo bench test test-all lint format sanitize wheel roofline clean
+.PHONY: help demo bench docs test test-all lint format sanitize wheel roofline clean
 .DELETE_ON_ERROR:
 
 help:  ## lists the targets
@@ -60,6 +60,11 @@ demo: $(VENV)/fusedstep.stamp $(VENV)/group-demo.stamp  ## trains a small networ
 bench: $(VENV)/fusedstep.stamp $(VENV)/group-bench.stamp $(VENV)/wheel.stamp roofline  ## measures speed against peers and rooflines
 	$(BIN)/python -m bench $(BENCH_ARGS)
 
+docs: $(VENV)/fusedstep.stamp $(VENV)/group-docs.stamp $(VENV)/group-test.stamp  ## builds the documentation, runs its examples
+	$(BIN)/python -m sphinx -b html -W --keep-going -q docs docs/_build/html
+	$(BIN)/python -m pytest tests/test_documents.py $(PYTEST_ARGS)
+	@echo "# docs/_build/html/index.html"
+
 # --- to change it ------------------------------------------------------------------------------
 
 test: $(VENV)/fusedstep.stamp $(VENV)/group-test.stamp roofline  ## runs the tests, leaving out those of missing frameworks
@@ -99,4 +104,4 @@ wheel: $(VENV)/wheel.stamp  ## makes a redistributable wheel and checks it in an
 	  test "$$size" -le 2000000
 
 clean:  ## removes everything that was made here
-	rm -rf $(VENV) build dist wheelhouse demo.png .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist wheelhouse docs/_build docs/generated demo.png .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import fusedstep as fs
@@ -16,11 +17,16 @@ import numpy as np
 import pytest
 from conftest import LEFT_OUT, REQUIRED, installed
 from fusedstep import _core
+from fusedstep.conventions import CONVENTIONS, NOT_NESTEROV
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
+DOCS = ROOT / "docs"
+PAGES = sorted(DOCS.glob("*.md"))
 MODULES = [
-    name for _, name, _ in pkgutil.iter_modules(fs.__path__, "fusedstep.") if "__main__" not in name
+    name
+    for _, name, _ in pkgutil.walk_packages(fs.__path__, "fusedstep.")
+    if "__main__" not in name
 ]
 
 
@@ -45,6 +51,67 @@ def test_optimizers_and_functions_have_examples() -> None:
             and member is not fs.Optimizer
         ):
             assert any(test.examples for test in finder.find(member, name)), name
+
+
+@pytest.mark.parametrize("page", PAGES, ids=[page.stem for page in PAGES])
+def test_pages(page: Path) -> None:
+    """All `>>>` blocks of a page, one after the other, in one namespace."""
+    text = re.sub(r"^```.*$", "", page.read_text(), flags=re.MULTILINE)
+    examples = doctest.DocTestParser().get_doctest(text, {}, page.stem, page.name, 0)
+    runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE)
+    runner.run(examples)
+    fs.set_num_threads(0)
+    assert runner.summarize(verbose=False).failed == 0
+
+
+def tables(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """docs/tables.py, which writes the parts of the pages that follow from the code."""
+    monkeypatch.syspath_prepend(str(DOCS))
+    return importlib.import_module("tables")
+
+
+@pytest.mark.skipif(not PAGES, reason="runs in a checkout only")
+def test_every_public_name_is_in_the_api_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = tables(monkeypatch).api()
+    listed = re.findall(r"^\.\. auto\w+:: fusedstep\.(\w+)$", text, re.MULTILINE)
+    assert sorted([*listed, "__version__"]) == sorted(fs.__all__)
+
+
+@pytest.mark.skipif(not PAGES, reason="runs in a checkout only")
+def test_every_rule_has_a_section_with_its_oracle(monkeypatch: pytest.MonkeyPatch) -> None:
+    module, text = tables(monkeypatch), (DOCS / "rules.md").read_text()
+    for rule in _core.rules():
+        name = module.section_of(rule)
+        section = re.search(rf"^## {name}$(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
+        assert name, rule
+        assert section, rule
+        assert "$$" in section[1], rule
+        assert f"generated/oracle_{name}.md" in section[1], rule
+        for function in (name, f"prepare_{name}"):
+            assert f":pyobject: {function}\n" in module.oracle(name), rule
+
+
+@pytest.mark.skipif(not PAGES, reason="runs in a checkout only")
+def test_every_optimizer_and_function_is_in_the_rules_page() -> None:
+    text = (DOCS / "rules.md").read_text()
+    for name in fs.__all__:
+        member = getattr(fs, name)
+        kind = isinstance(member, type) and issubclass(member, fs.Optimizer)
+        if (kind and member is not fs.Optimizer) or name.startswith("fused_"):
+            assert f"`{name}`" in text, name
+
+
+@pytest.mark.skipif(not PAGES, reason="runs in a checkout only")
+def test_every_convention_is_in_its_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    module, page = tables(monkeypatch), (DOCS / "conventions.md").read_text()
+    for part in ("conventions", "differences", "not_nesterov"):
+        assert f"generated/{part}.md" in page
+    for name, row in CONVENTIONS.items():
+        assert f"| `{name}` | {row.title} |" in module.conventions()
+        assert f"| `{name}` |" in module.differences()
+    for name, entry in NOT_NESTEROV.items():
+        assert name in module.not_nesterov()
+        assert entry.instead in module.not_nesterov()
 
 
 def test_bug_report() -> None:
@@ -87,6 +154,6 @@ def test_readme_opens_with_the_two_commands() -> None:
 
 @pytest.mark.skipif(not README.exists(), reason="runs in a checkout only")
 def test_links_to_files_exist() -> None:
-    for document in ROOT.glob("*.md"):
-        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", document.read_text()):
-            assert (ROOT / target).exists(), f"{document.name}: {target}"
+    for document in [*ROOT.glob("*.md"), *PAGES]:
+        for target in re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", document.read_text()):
+            assert (document.parent / target).exists(), f"{document.name}: {target}"

@@ -12,6 +12,7 @@ from fusedstep._core import (
 )
 from fusedstep.adaptive import Adam, AdamW, NAdam, RMSprop
 from fusedstep.base import Optimizer
+from fusedstep.conventions import Continuation, from_convention
 from fusedstep.functional import (
     fused_adam_step,
     fused_adamw_step,
@@ -59,6 +60,7 @@ __all__ = [
     "AdamW",
     "ChainedScheduler",
     "ConstantLR",
+    "Continuation",
     "CosineAnnealingLR",
     "CosineAnnealingWarmRestarts",
     "CyclicLR",
@@ -92,6 +94,7 @@ __all__ = [
     "WarmupScheduler",
     "__version__",
     "build_info",
+    "from_convention",
     "fused_adam_step",
     "fused_adamw_step",
     "fused_momentum_step",
