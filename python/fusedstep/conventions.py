@@ -406,7 +406,7 @@ def _refusal(name: str) -> str:
 
 def _factor(system: str, convention: Convention, inside: bool, lr: float | None) -> float:
     """What the velocity is multiplied by. Ours is a sum of gradients outside, -lr g inside."""
-    number = None if lr is None else lr_range("lr", lr)
+    number: float | None = None if lr is None else lr_range("lr", lr)
     if inside == convention.lr_inside:
         return float(-convention.sign if inside else convention.sign)
     where = "inside" if convention.lr_inside else "outside"
