@@ -124,7 +124,8 @@ def _plot(axes: Any, curve: Curve) -> None:
     momentum = isinstance(curve.schedule, fs.MomentumSchedule)
     axes.set_xlabel("t", color=FRAME)
     axes.set_ylabel("momentum" if momentum else "lr", color=FRAME)
-    axes.set_ylim(min(0.0, *heights), 1.05 * max(heights))
+    if not momentum:  # momenta differ little from each other
+        axes.set_ylim(0.0, 1.05 * max(heights))
     axes.tick_params(colors=FRAME)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["bottom", "left"]].set_color(FRAME)

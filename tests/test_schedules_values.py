@@ -8,6 +8,7 @@ from typing import Any
 import fusedstep as fs
 import numpy as np
 import pytest
+from fusedstep.schedules.shapes import interpolated
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -300,6 +301,11 @@ def test_what_only_falls_or_rises(kind: str, data: st.DataObject) -> None:
     schedule, *_ = data.draw(BOUNDED[kind])
     values = [schedule.at(t) for t in range(100)]
     assert values == sorted(values, reverse=kind in FALLING)
+
+
+@given(start=rates, end=rates, share=st.just(math.nextafter(1.0, 0.0)) | factors)
+def test_no_line_passes_its_end(start: float, end: float, share: float) -> None:
+    assert min(start, end) <= interpolated(start, end, share) <= max(start, end)
 
 
 @pytest.mark.parametrize("kind", ["linear", "warm-up", "linear momentum"])

@@ -88,7 +88,7 @@ class NesterovMomentum(MomentumSchedule):
 
     def at(self, t: int) -> float:
         """The momentum of step `t`."""
-        if t <= 1:
+        if t == 0:
             return 0.0
         if self.r is not None:
             return (t - 1) / (t - 1 + self.r)

@@ -18,8 +18,9 @@ def interpolated(start: float, end: float, share: float) -> float:
     """From `start` at share 0 straight to `end` at 1: exact at both ends, never beyond them."""
     if share >= 1.0:
         return end
-    value = start + (end - start) * share
-    return min(max(value, min(start, end)), max(start, end))
+    # A share < 1 takes at least one unit in the last place off the difference, more than the
+    # rounding of the difference has put on it: the sum cannot pass `end`.
+    return start + (end - start) * share
 
 
 def half_cosine(x: float) -> float:

@@ -124,7 +124,7 @@ class PiecewiseConstantSchedule(DerivedSchedule):
     """The first of `values`, the second from the first boundary on, and so forth.
 
     A boundary is the first epoch of the next value, as in braintools. Keras' and TensorFlow's
-    PiecewiseConstantDecay still gives the old value there: subtract nothing here, add 1 to theirs.
+    PiecewiseConstantDecay still gives the old value there: their boundary `b` is `b + 1` here.
 
     Args:
         boundaries: Epochs, increasing, >= 0.
