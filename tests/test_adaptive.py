@@ -80,7 +80,7 @@ def test_the_tolerance_sees_every_option(kind: type[fs.Optimizer], case: str) ->
 def test_float32_step_from_a_stored_state(kind: type[fs.Optimizer], case: str) -> None:
     """One float32 step against the float64 formula on the same numbers, a hundred times.
 
-    The terms of an update may cancel (in one element of ten thousand here): there, one unit in the
+    The terms of an update may cancel (in 2 of 100,000 elements here): there, one unit in the
     last place of the largest update stands for 2e-6 of their sum.
     """
     given = papers.CASES[kind][case]
