@@ -54,9 +54,7 @@ def make_optimizers(runs: dict[str, Params], epochs: int) -> dict[str, fs.Optimi
         "weight_decay": lambda path, _: 0.0 if path.startswith("b") else 0.01,
     }
     return {
-        "NAdam": fs.NAdam(
-            runs["NAdam"], lr=fs.ExponentialLR(0.02, gamma=0.998), grad_clip_norm=1.0
-        ),
+        "NAdam": fs.NAdam(runs["NAdam"], lr=fs.ExponentialLR(0.02, 0.998), grad_clip_norm=1.0),
         "AdamW": fs.AdamW(runs["AdamW"], grad_clip_norm=1.0, **options),
     }
 
