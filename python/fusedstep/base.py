@@ -216,7 +216,9 @@ class Optimizer(ABC):
         skipped, uses them up; one that raises does not.
 
         Args:
-            grads: The gradients, as for `step`. A None adds nothing to its parameter's.
+            grads: The gradients, as for `step`. A None adds nothing to its parameter's. A `.grad`
+                that is read stays as it is: clear it between passes (`model.zero_grad()`; the
+                optimizer's `zero_grad` would drop the sums as well).
             scale: Factor of these gradients, finite: `1/n` for the mean of n passes.
 
         Raises:
@@ -359,6 +361,8 @@ class Optimizer(ABC):
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Takes over a state that `state_dict` gave; buffers are copied.
+
+        Gradients that were accumulated for the state before are dropped.
 
         Raises:
             TypeError: If something in it is of a wrong kind, a list where a buffer belongs, say.

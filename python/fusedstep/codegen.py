@@ -109,27 +109,31 @@ def _check_text(hyper: Hyperparameter, argument: str = "") -> str:
     )
 
 
-def _coming_text(hypers: tuple[Hyperparameter, ...], argument: str = "") -> str:
+def _coming_text(declaration: Declaration, names: set[str], argument: str) -> str:
     """The momentum of the coming step, before `momentum` itself becomes a number."""
-    names = {hyper.name for hyper in hypers}
     if "momentum" not in names:
         return ""
     given = "next_momentum" if "next_momentum" in names else "None"
+    looks_ahead = "nesterov" if "nesterov" in names else declaration.derived["nesterov"]
     return (
         f"    coming = {given}\n"
         "    if coming is None:\n"
         "        coming = momentum\n"
         "        if type(coming) is not float:\n"
-        f"            coming = check_momentum.coming('momentum', momentum{argument})\n"
+        f"            coming = check_momentum.coming('momentum', momentum{argument}) "
+        f"if {looks_ahead} else 0.0\n"
     )
 
 
-def _checks_text(hypers: tuple[Hyperparameter, ...], argument: str = "") -> str:
+def _checks_text(
+    declaration: Declaration, hypers: tuple[Hyperparameter, ...], argument: str = ""
+) -> str:
     """`next_momentum` first, then what follows from it and from `momentum`, then the others."""
-    first = [hyper for hyper in hypers if hyper.name == "next_momentum"]
-    others = [hyper for hyper in hypers if hyper.name != "next_momentum"]
+    early = {"next_momentum", "nesterov"}
+    first = [hyper for hyper in hypers if hyper.name in early]
+    others = [hyper for hyper in hypers if hyper.name not in early]
     texts = [_check_text(hyper, argument) for hyper in first]
-    texts += [_coming_text(hypers, argument)]
+    texts += [_coming_text(declaration, {hyper.name for hyper in hypers}, argument)]
     return "".join([*texts, *(_check_text(hyper, argument) for hyper in others)])
 
 
@@ -213,7 +217,7 @@ def make_step(
     text = _STEP.format(
         name=declaration.function,
         arguments=", ".join(arguments),
-        checks=_checks_text((*scalars, *hypers)),
+        checks=_checks_text(declaration, (*scalars, *hypers)),
         choice=_choice_text(declaration, rules, use),
     )
     constants = _constants((*scalars, *hypers))
@@ -267,7 +271,7 @@ def make_packer(declaration: Declaration) -> Packer:
 
     text = _PACKER.format(
         reads="".join(reads),
-        checks=_checks_text(hypers, ", t"),
+        checks=_checks_text(declaration, hypers, ", t"),
         choice=_choice_text(declaration, tuple(declaration.rules), use),
     )
     return _compile("pack", text, _constants(hypers), {})  # type: ignore[no-any-return]

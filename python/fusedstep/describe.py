@@ -12,7 +12,7 @@ from fusedstep.schedules import MomentumSchedule, Schedule
 if TYPE_CHECKING:
     from fusedstep.base import Optimizer
 
-_PLAIN = (bool, int, float, str, tuple, type(None))
+_PLAIN = (bool, int, float, str, type(None))
 
 
 def describe(optimizer: Optimizer) -> str:
@@ -62,6 +62,8 @@ def _counted(size: int, noun: str) -> str:
 
 def _brief(value: Any) -> str:
     """Functions by name, schedules as they describe themselves, arrays only by type."""
+    if isinstance(value, (tuple, list)):
+        return f"({', '.join(map(_brief, value))})"
     if isinstance(value, (*_PLAIN, Schedule, MomentumSchedule)):
         return repr(value)
     return str(getattr(value, "__name__", shown(value)))
@@ -69,4 +71,6 @@ def _brief(value: Any) -> str:
 
 def _differs(value: Any, default: Any) -> bool:
     """Without asking an array what it holds."""
+    if isinstance(value, (tuple, list)) and isinstance(default, tuple):
+        return len(value) != len(default) or any(map(_differs, value, default))
     return value is not default and not (isinstance(value, _PLAIN) and value == default)
