@@ -34,7 +34,7 @@ inline int report() {
 struct Call {
   std::vector<Tensor> tensors;
   std::vector<Row> rows{Row{}};
-  std::vector<double> scales{1.0}, norms, clips;
+  std::vector<double> scales{1.0}, norms, tensor_norms, clips;
   StepCall call{};
   StepOutcome outcome{};
 
@@ -53,8 +53,9 @@ struct Call {
     call.num_scopes = static_cast<int>(scales.size());
     call.scope_scale = scales.data();
     norms.assign(scales.size(), -1.0);
+    tensor_norms.assign(tensors.size(), -1.0);
     clips.assign(rows.size(), -1.0);
-    outcome = {norms.data(), clips.data(), true, -2};
+    outcome = {norms.data(), tensor_norms.data(), clips.data(), -1.0, true, true, -2};
     cpu::step(call, outcome);
   }
 };
