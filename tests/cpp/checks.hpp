@@ -37,6 +37,7 @@ struct Call {
   std::vector<double> scales{1.0}, norms, tensor_norms, clips;
   StepCall call{};
   StepOutcome outcome{};
+  bool wants_tensor_norms = true;
 
   explicit Call(std::vector<Tensor> all) : tensors(std::move(all)) {
     rows[0].coefficients_given = true;
@@ -55,7 +56,13 @@ struct Call {
     norms.assign(scales.size(), -1.0);
     tensor_norms.assign(tensors.size(), -1.0);
     clips.assign(rows.size(), -1.0);
-    outcome = {norms.data(), tensor_norms.data(), clips.data(), -1.0, true, true, -2};
+    outcome = {norms.data(),
+               wants_tensor_norms ? tensor_norms.data() : nullptr,
+               clips.data(),
+               -1.0,
+               true,
+               true,
+               -2};
     cpu::step(call, outcome);
   }
 };
