@@ -1,4 +1,5 @@
 #pragma once
+#include <cstdlib>
 #include <random>
 #include <string>
 
@@ -39,6 +40,17 @@ class Buffer {
         oracle::set(data(), i, static_cast<std::int8_t>(static_cast<int>(generator() % 255) - 127));
       } else {
         oracle::put(dtype_, data(), i, normal(generator));
+      }
+    }
+  }
+
+  void make_positive() {
+    for (std::int64_t i = 0; i < numel_; ++i) {
+      if (dtype_ == DType::int8_blocks) {
+        const int code = oracle::at<std::int8_t>(data(), i);
+        oracle::set(data(), i, static_cast<std::int8_t>(std::abs(code)));
+      } else {
+        oracle::put(dtype_, data(), i, std::fabs(oracle::get(dtype_, data(), i)));
       }
     }
   }

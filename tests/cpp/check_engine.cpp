@@ -1,6 +1,6 @@
-// Checks of the step engine without Python: norms and clips, skipped steps, staged gradients, the
-// floating-point environment, threads. `check_engine threads` runs only what is for
-// ThreadSanitizer. Prints "N passed, M failed"; the exit status is 1 if M > 0.
+// Checks of the step engine without Python: skipped steps, staged gradients, the floating-point
+// environment, threads. (Norms are in check_norms.cpp.) `check_engine threads` runs only what is
+// for ThreadSanitizer. Prints "N passed, M failed"; the exit status is 1 if M > 0.
 
 #include <atomic>
 #include <cfenv>
@@ -17,68 +17,6 @@
 namespace {
 
 using namespace checks;
-
-// --- norms and clips --------------------------------------------------------------------------
-
-void check_second_look(const std::string& isa) {
-  for (double magnitude : {1e-320, 1e-200, 1e-140, 1.0, 1e160, 1e300}) {
-    const Buffers all = gradients(f64, {7, 20000, 200000}, magnitude);
-    double largest = 0;
-    for (const TensorBuffers& one : all)
-      for (std::int64_t i = 0; i < one.grad.numel(); ++i)
-        largest = std::max(largest, std::fabs(oracle::get(f64, one.grad.data(), i)));
-    const int exponent = std::clamp(std::ilogb(largest), -1000, 1000);
-    const std::vector<Tensor> tensors = tensors_of(all);
-    const double plain = oracle::sum_squares(tensors);
-    const bool safe = plain >= 0x1p-900 && std::isfinite(plain);
-    const double scaled = std::sqrt(oracle::sum_squares(tensors, std::ldexp(1.0, -exponent)));
-    const double expected = safe ? std::sqrt(plain) : std::ldexp(scaled, exponent);
-    for (int threads : {1, 3}) {
-      Call call(tensors);
-      call.call.measure_norm = call.call.skip_nonfinite = true;
-      call.call.num_threads = threads;
-      call.run();
-      check(same(call.norms[0], expected) && !call.outcome.skipped &&
-                call.outcome.first_nonfinite == -1,
-            "second look " + isa + " " + std::to_string(magnitude));
-    }
-  }
-}
-
-void check_norms_and_clips() {
-  const Buffers all = gradients(f32, {100, 200, 300, 40000});
-  std::vector<Tensor> tensors = tensors_of(all);
-  for (std::size_t t = 0; t < 4; ++t) tensors[t].scope = tensors[t].row = t < 2 ? 0 : 1;
-  const double first = std::sqrt(oracle::sum_squares({tensors[0], tensors[1]}));
-  const double second = std::sqrt(oracle::sum_squares({tensors[2], tensors[3]}));
-  const double both = std::sqrt(oracle::sum_squares(tensors));
-  const auto run = [&](bool joint, double scale) {
-    Call call(tensors);
-    call.rows.push_back(call.rows[0]);
-    call.rows[0].clip_norm = call.rows[1].clip_norm = 5.0;
-    call.scales = {1.0, scale};
-    call.call.joint = joint;
-    call.call.measure_norm = true;
-    call.run();
-    check(call.clips[0] == 5.0 / call.norms[0] && call.clips[1] == 5.0 / call.norms[1],
-          "clip coefficients");
-    return call.norms;
-  };
-  check(run(true, 1.0) == std::vector<double>{both, both}, "joint norm of equal scales");
-  check(run(false, 2.0) == std::vector<double>{first, 2.0 * second}, "separate norms");
-  const double weighted = std::sqrt(first * first + (2.0 * second) * (2.0 * second));
-  check(run(true, 2.0) == std::vector<double>{weighted, weighted},
-        "joint norm of different scales");
-
-  Call given(tensors);
-  const double norm = 50.0;
-  given.rows[0].clip_norm = 10.0;
-  given.rows.push_back(given.rows[0]);
-  given.rows[1].clip_norm = HUGE_VAL;
-  given.call.given_norms = &norm;
-  given.run();
-  check(given.clips == std::vector<double>{0.2, 1.0} && given.norms[0] == norm, "given norm");
-}
 
 // --- skipped steps ----------------------------------------------------------------------------
 
@@ -312,10 +250,8 @@ void check_concurrent_steps() {
 }
 
 void check_all() {
-  check_norms_and_clips();
   check_staging();
   for_each_isa([](const std::string& isa) {
-    check_second_look(isa);
     check_skip(isa);
     check_staged_step(isa);
     check_environment(isa);
@@ -342,7 +278,6 @@ int main(int argc, char** argv) {
   const bool only_threads = argc > 1 && std::string(argv[1]) == "threads";
   if (!only_threads) check_all();
   check_shares();
-  check_second_look("default");
   check_concurrent_steps();
   return report();
 }

@@ -90,6 +90,40 @@ std::vector<std::vector<double>> coefficient_sets(Momentum) {
           {0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0}};
 }
 
+// wd, c1, b1, c2, b2, G, M, R, S, eps, D
+std::vector<std::vector<double>> coefficient_sets(NAdam) {
+  return {{0.037, 0.1, 0.0, 0.02, 0.0, 0.13, 0.87, 1.7, -0.11, 1e-3, 0.043},
+          {0.0, 0.1, 0.0, 0.001, 0.0, 0.13, 0.87, 31.6, -0.002, 1e-8, 0.0},
+          {0.0, 0.0, 0.3, 0.0, 0.2, 0.4, 0.5, 1.1, -0.11, 1e-8, 0.04},
+          {0.01, 0.0, 0.0, 0.0, 0.0, 0.7, 0.0, 1.0, -0.11, 0.1, 0.0},
+          {0.0, 0.3, 0.0, 0.0, 0.4, 0.0, 0.9, 1.3, -0.11, 0.0, 0.0},
+          {0.037, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, -0.8, 0.9, 0.05},
+          std::vector<double>(11, 0.0)};
+}
+// wd, c1, b1, c2, b2, R, S, eps, D
+std::vector<std::vector<double>> coefficient_sets(Adam) {
+  return {{0.037, 0.1, 0.0, 0.02, 0.0, 1.7, -0.11, 1e-3, 0.043},
+          {0.0, 0.1, 0.0, 0.001, 0.0, 31.6, -0.01, 1e-8, 0.0},
+          {0.0, 0.0, 0.3, 0.0, 0.2, 1.1, -0.11, 1e-8, 0.04},
+          {0.01, 0.0, 0.0, 0.0, 0.0, 1.0, -0.11, 0.1, 0.0},
+          {0.0, 0.3, 0.0, 0.0, 0.4, 1.3, -0.11, 0.0, 0.0},
+          {0.037, 0.1, 0.2, 0.3, 0.4, 0.5, -0.6, 0.7, 0.08},
+          std::vector<double>(9, 0.0)};
+}
+// wd, c, b, A, N1, N2, S, eps, D
+std::vector<std::vector<double>> coefficient_sets(RmspropFormula) {
+  return {{0.037, 0.02, 0.0, 0.8, 0.7, 0.9, -0.11, 1e-3, 0.043},
+          {0.0, 0.01, 0.0, 0.9, 1.0, 0.0, -0.01, 1e-8, 0.0},
+          {0.0, 0.01, 0.0, 0.9, 0.95, 1.0, -0.01, 1e-8, 0.04},
+          {0.01, 0.0, 0.3, 0.0, 1.0, 0.0, -0.11, 0.1, 0.0},
+          {0.0, 0.0, 0.0, 0.9, 0.0, 0.7, -0.11, 0.0, 0.0},
+          {0.037, 0.1, 0.2, 0.3, 0.4, 0.5, -0.6, 0.7, 0.08},
+          std::vector<double>(9, 0.0)};
+}
+std::vector<std::vector<double>> coefficient_sets(Accumulate) {
+  return {{0.83, 0.61}, {1.0, 1.0}, {0.0, 0.5}, {0.7, 0.0}, {0.0, 0.0}};
+}
+
 std::vector<std::int64_t> small_sizes() {
   std::vector<std::int64_t> sizes;
   for (std::int64_t n = 1; n <= 3 * 16 + 5; ++n) sizes.push_back(n);
@@ -118,28 +152,45 @@ void oracle_step(Buffers& all, const std::vector<double>& k, const Row& row) {
   }
 }
 
-/// Infinities, NaN and zeros of both signs among the gradients and states.
+/// Infinities, NaN and zeros of both signs among the gradients and states, each at other places.
 void add_special_values(Buffers& all) {
   const double special[] = {HUGE_VAL, -HUGE_VAL, NAN, 0.0, -0.0, 1e-42, -1e-42};
-  for (TensorBuffers& one : all) {
+  const auto add = [&](Buffer& buffer, std::int64_t first) {
     for (std::size_t k = 0; k < std::size(special); ++k) {
-      const std::int64_t i = static_cast<std::int64_t>(k) * 5;
-      if (i < one.grad.numel()) oracle::put(one.grad.dtype(), one.grad.data(), i, special[k]);
-      if (i + 1 < one.state[0].numel() && one.state[0].dtype() != int8)
-        oracle::put(one.state[0].dtype(), one.state[0].data(), i + 1, special[k]);
+      const std::int64_t i = first + static_cast<std::int64_t>(k) * 5;
+      if (i < buffer.numel() && buffer.dtype() != int8)
+        oracle::put(buffer.dtype(), buffer.data(), i, special[k]);
     }
+  };
+  for (TensorBuffers& one : all) {
+    add(one.grad, 0);
+    for (int s = 0; s < max_slots; ++s) add(one.state[s], s + 1);
   }
 }
 
+/// Averages of squares are not negative. (Before special values: -inf must do no harm either.)
 template <class Rule>
-void check_rule(int index) {
+void make_squares_positive(Buffers& all) {
+  for (int s = 0; s < num_slots<Rule>; ++s)
+    if (std::strstr(Rule::slots[s], "sq"))
+      for (TensorBuffers& one : all) {
+        one.state[s].make_positive();
+        one.scales[s].make_positive();
+      }
+}
+
+template <class Rule>
+void check_rule(int index, bool with_large_sizes) {
   constexpr int steps = 3;
   int turn = 0;
   for (const Storage& storage : storages) {
-    auto sizes = border_sizes();  // for the first set of coefficients, which uses all
+    // Chunks are cut without looking at the rule: large sizes for one rule per number of slots, and
+    // for the first set of coefficients, which has all terms.
+    auto sizes = with_large_sizes ? border_sizes() : small_sizes();
     for (const std::vector<double>& k : coefficient_sets(Rule{})) {
       Buffers before = make(storage, sizes, num_slots<Rule>);
       sizes = small_sizes();
+      make_squares_positive<Rule>(before);
       if (turn % 2) add_special_values(before);
       Row row = Call({}).rows[0];
       row.rule = index;
@@ -222,7 +273,8 @@ void check_forms() {
 template <class... All>
 void check_rules(RuleList<All...>) {
   int index = 0;
-  (check_rule<All>(index++), ...);
+  bool seen[max_slots + 1] = {};
+  (check_rule<All>(index++, !std::exchange(seen[num_slots<All>], true)), ...);
 }
 
 // --- the norm tree ----------------------------------------------------------------------------

@@ -34,9 +34,10 @@ inline int report() {
 struct Call {
   std::vector<Tensor> tensors;
   std::vector<Row> rows{Row{}};
-  std::vector<double> scales{1.0}, norms, clips;
+  std::vector<double> scales{1.0}, norms, tensor_norms, clips;
   StepCall call{};
   StepOutcome outcome{};
+  bool wants_tensor_norms = true;
 
   explicit Call(std::vector<Tensor> all) : tensors(std::move(all)) {
     rows[0].coefficients_given = true;
@@ -53,8 +54,15 @@ struct Call {
     call.num_scopes = static_cast<int>(scales.size());
     call.scope_scale = scales.data();
     norms.assign(scales.size(), -1.0);
+    tensor_norms.assign(tensors.size(), -1.0);
     clips.assign(rows.size(), -1.0);
-    outcome = {norms.data(), clips.data(), true, -2};
+    outcome = {norms.data(),
+               wants_tensor_norms ? tensor_norms.data() : nullptr,
+               clips.data(),
+               -1.0,
+               true,
+               true,
+               -2};
     cpu::step(call, outcome);
   }
 };

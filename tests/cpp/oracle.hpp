@@ -117,6 +117,90 @@ void apply(Momentum, const double* k, T& p, T g, T* slots) {
   p = add_scaled(k[5], d, add_scaled(-k[6], p, p));
 }
 
+/// beta*m + (1 - beta)*x from the end that is nearer: its weight is the one that is not zero.
+template <class T>
+T average(double c, double b, T x, T m) {
+  if (c != 0) return std::fma(static_cast<T>(c), x - m, m);
+  return b != 0 ? std::fma(static_cast<T>(b), m - x, x) : x;
+}
+
+/// The decay in g, then both averages; returns g. k: wd, c1, b1, c2, b2.
+template <class T>
+T update_moments(const double* k, T p, T g, T& m, T& s) {
+  g = add_scaled(k[0], p, g);
+  m = average(k[1], k[2], g, m);
+  s = average(k[3], k[4], g * g, s);
+  return g;
+}
+
+/// k: R, S, eps, D.
+template <class T>
+void descend(const double* k, T& p, T u, T s) {
+  const T d = std::fma(static_cast<T>(k[0]), std::sqrt(s), static_cast<T>(k[2]));
+  p = add_scaled(k[1], u / d, add_scaled(-k[3], p, p));
+}
+
+template <class T>
+void apply(NAdam, const double* k, T& p, T g, T* slots) {
+  g = update_moments(k, p, g, slots[0], slots[1]);
+  descend(k + 7, p, combine(k[6], slots[0], k[5], g), slots[1]);
+}
+
+template <class T>
+void apply(Adam, const double* k, T& p, T g, T* slots) {
+  update_moments(k, p, g, slots[0], slots[1]);
+  descend(k + 5, p, slots[0], slots[1]);
+}
+
+template <class T>
+void apply(AdamAmsgrad, const double* k, T& p, T g, T* slots) {
+  update_moments(k, p, g, slots[0], slots[1]);
+  if (!(slots[2] > slots[1])) slots[2] = slots[1];
+  descend(k + 5, p, slots[0], slots[2]);
+}
+
+/// With grad_avg `a` and momentum_buffer `v`, which a rule may not keep. k: wd, c, b, A, N1, N2, S,
+/// eps, D.
+template <class T>
+void rmsprop(const double* k, T& p, T g, T& s, T* a, T* v) {
+  g = add_scaled(k[0], p, g);
+  s = average(k[1], k[2], g * g, s);
+  T variance = s;
+  if (a) {
+    *a = average(k[1], k[2], g, *a);
+    variance = std::fma(-*a, *a, s);
+    if (variance < 0) variance = 0;
+  }
+  T u = g / (std::sqrt(variance) + static_cast<T>(k[7]));
+  if (v) {
+    *v = add_scaled(k[3], *v, u);
+    u = combine(k[4], *v, k[5], u);
+  }
+  p = add_scaled(k[6], u, add_scaled(-k[8], p, p));
+}
+
+template <class T>
+void apply(Rmsprop, const double* k, T& p, T g, T* slots) {
+  rmsprop<T>(k, p, g, slots[0], nullptr, nullptr);
+}
+template <class T>
+void apply(RmspropCentered, const double* k, T& p, T g, T* slots) {
+  rmsprop<T>(k, p, g, slots[0], &slots[1], nullptr);
+}
+template <class T>
+void apply(RmspropMomentum, const double* k, T& p, T g, T* slots) {
+  rmsprop<T>(k, p, g, slots[0], nullptr, &slots[1]);
+}
+template <class T>
+void apply(RmspropCenteredMomentum, const double* k, T& p, T g, T* slots) {
+  rmsprop<T>(k, p, g, slots[0], &slots[1], &slots[2]);
+}
+
+template <class T>
+void apply(Accumulate, const double* k, T& p, T g, T* /*slots*/) {
+  p = combine(k[1], g, k[0], p);
+}
+
 // --- one tensor -------------------------------------------------------------------------------
 
 /// int8 codes and scales of one block -> values, and back.
