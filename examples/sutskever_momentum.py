@@ -3,7 +3,7 @@
 The momentum rises, 1 - 1/2, 1 - 1/4, 1 - 1/6, ... up to a largest one (Sutskever et al., 2013,
 section 3.1, with 250 steps per stage). It ends far below what 0.9 reaches and never goes uphill;
 the largest momentum from the start is quicker on this noiseless function, but rings. The optimizer
-asks the function for mu_t and, for the look-ahead of Nesterov's form, for mu_(t+1).
+asks the schedule for mu_t and, for the look-ahead of Nesterov's form, for mu_(t+1).
 
     python examples/sutskever_momentum.py [steps]
 """
@@ -21,10 +21,6 @@ CURVATURE = np.logspace(0, -4, 50)  # f(x) = sum(curvature * x^2) / 2
 Momentum = float | Callable[[int], float]
 
 
-def sutskever(t: int) -> float:
-    return min(1 - 0.5 / (t // 250 + 1), 0.99)
-
-
 def descend(momentum: Momentum, steps: int) -> list[float]:
     """f after every step, from the same start."""
     x = np.ones(50)
@@ -37,7 +33,9 @@ def descend(momentum: Momentum, steps: int) -> list[float]:
 
 
 def main(steps: int = 4000) -> None:
-    momenta: dict[str, Momentum] = {"0.5": 0.5, "0.9": 0.9, "0.99": 0.99, "schedule": sutskever}
+    # `.at` counts the optimizer's steps; the object itself would wait for its `step()`.
+    schedule = fs.SutskeverMomentum(max_momentum=0.99, period=250).at
+    momenta: dict[str, Momentum] = {"0.5": 0.5, "0.9": 0.9, "0.99": 0.99, "schedule": schedule}
     runs = {name: descend(momentum, steps) for name, momentum in momenta.items()}
     print(f"{'step':>6}" + "".join(f"{name:>12}" for name in runs))
     for t in range(steps // 8 - 1, steps, steps // 8):
