@@ -182,7 +182,7 @@ void Call::clear() {
 std::uint32_t Call::add_row(const RowSpec& spec, Progress progress) {
   rows_.push_back(spec.row);
   rows_.back().progress = progress;
-  measures_ = measures_ || spec.measures;
+  announce(spec);
   return static_cast<std::uint32_t>(rows_.size() - 1);
 }
 

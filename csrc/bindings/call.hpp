@@ -84,6 +84,8 @@ class Call {
 
   /// Adds a row and returns its index.
   std::uint32_t add_row(const RowSpec& spec, Progress progress);
+  /// Notes what the rows of `spec` ask for, even if no leaf comes to use them.
+  void announce(const RowSpec& spec) { measures_ = measures_ || spec.measures; }
   const Row& row(std::uint32_t index) const { return rows_[index]; }
 
   /// Imports and validates one leaf, the `index`-th of the step, that uses a row added before.

@@ -64,7 +64,9 @@ class Filler final : public LeafVisitor {
  public:
   /// `progress` is how far all leaves are.
   Filler(Call& call, const Arguments& arguments, const RowSpec& spec, const Progress& progress)
-      : call_(call), arguments_(arguments), spec_(spec), progress_(progress) {}
+      : call_(call), arguments_(arguments), spec_(spec), progress_(progress) {
+    call_.announce(spec);
+  }
 
   void leaf(PyObject* const* nodes, const Path* path) override {
     const std::size_t index = count_++;

@@ -245,6 +245,7 @@ class Plan::StepFiller final : public Walker {
     for (const auto item : rows) {
       const auto pair = py::cast<py::tuple>(item);
       specs_.push_back(parse_row(py::cast<int>(pair[0]), pair[1]));
+      call_.announce(specs_.back());
     }
   }
 

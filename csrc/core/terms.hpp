@@ -54,8 +54,9 @@ FUSEDSTEP_HD void prepare_average(double beta, double* k) {
 }
 
 /// beta*m + (1 - beta)*x, as a way from the end that is nearer. So nothing cancels, and the weights
-/// add up to 1 exactly, whatever beta is rounded to: with 0.99999 in float32 the two weights of
-/// b*m + c*x would add up to 1 - 1e-8, and the average would settle 0.1 % too low.
+/// add up to 1 exactly, whatever beta is rounded to: the average of a constant stays that constant.
+/// With 0.99999 in float32 the two weights of b*m + c*x would add up to 1 - 1e-8, which drags it
+/// 0.1 % away.
 template <class V, class T>
 FUSEDSTEP_HD V average(Term<T> weight_of_x, Term<T> weight_of_m, V x, V m) {
   if (weight_of_x.used) return fma(V(weight_of_x.value), x - m, m);

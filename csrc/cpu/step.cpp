@@ -124,6 +124,7 @@ class Job {
   Stage settle();
   void report_norms();
   void report_tensor_norms();
+  double look_again(std::uint32_t first, std::uint32_t last);
   void share_given_norms();
   double joint_norm() const;
   std::int64_t first_nonfinite();
@@ -349,17 +350,40 @@ void Job::report_norms() {
   if (call_.joint) std::fill_n(outcome_.norms, call_.num_scopes, outcome_.norm);
 }
 
-/// Of each tensor, from its own chunk sums (those of a second look, if its tree needed one).
+/// Of each tensor, from its own chunk sums.
 void Job::report_tensor_norms() {
-  const double* sums = work_.sums.data();
+  std::uint32_t first = 0;
   for (std::int64_t t = 0; t < call_.num_tensors; ++t) {
     const Tensor& tensor = call_.tensors[t];
-    const std::int64_t chunks = (tensor.numel + chunk_size - 1) / chunk_size;
+    const auto chunks = static_cast<std::uint32_t>((tensor.numel + chunk_size - 1) / chunk_size);
     const Tree& tree = tree_of(tensor);
-    const double norm = std::sqrt(norm_tree::sum_chunks(sums, chunks)) / tree.scale;
+    const double sum = norm_tree::sum_chunks(work_.sums.data() + first, chunks);
+    const bool safe = !tree.wide || !norm_tree::needs_second_look(sum);
+    const double norm = safe ? std::sqrt(sum) / tree.scale : look_again(first, first + chunks);
     outcome_.tensor_norms[t] = plain(call_.scope_scale[tensor.scope] * norm);
-    sums += chunks;
+    first += chunks;
   }
+}
+
+/// The norm of the chunks of one tensor that is far smaller or larger than its tree. (Slow, but
+/// float64 gradients beyond 1e+-135 are rare.)
+double Job::look_again(std::uint32_t first, std::uint32_t last) {
+  const auto grad_of = [&](std::uint32_t i) {
+    return gradient(call_.tensors[work_.chunks[i].tensor], work_.chunks[i], 0);
+  };
+  double largest = 0;
+  for (std::uint32_t i = first; i < last; ++i) {
+    const Slot grad = grad_of(i);
+    const double here = kernels_.max_abs(grad.data, grad.dtype, work_.chunks[i].count);
+    largest = here > largest || std::isnan(here) ? here : largest;
+  }
+  if (largest == 0 || !std::isfinite(largest)) return largest;
+  const double scale = std::ldexp(1.0, -norm_tree::second_look_exponent(largest));
+  for (std::uint32_t i = first; i < last; ++i) {
+    const Slot grad = grad_of(i);
+    work_.maxima[i] = kernels_.sum_squares(grad.data, grad.dtype, work_.chunks[i].count, scale);
+  }
+  return std::sqrt(norm_tree::sum_chunks(work_.maxima.data() + first, last - first)) / scale;
 }
 
 void Job::share_given_norms() {
