@@ -2,8 +2,11 @@
 // storage and instruction set, the conversions and the norm tree, bit for bit against oracle.hpp.
 // Prints "N passed, M failed"; the exit status is 1 if M > 0.
 
+#include <type_traits>
+
 #include "checks.hpp"
 #include "core/float16.hpp"
+#include "core/norm_tree.hpp"
 #include "oracle.hpp"
 
 namespace {
@@ -124,21 +127,29 @@ std::vector<std::vector<double>> coefficient_sets(Accumulate) {
   return {{0.83, 0.61}, {1.0, 1.0}, {0.0, 0.5}, {0.7, 0.0}, {0.0, 0.0}};
 }
 
+/// Around the borders of registers and blocks.
 std::vector<std::int64_t> small_sizes() {
   std::vector<std::int64_t> sizes;
   for (std::int64_t n = 1; n <= 3 * 16 + 5; ++n) sizes.push_back(n);
-  for (std::int64_t border : {block_size, std::int64_t{1024}})
-    for (std::int64_t n : {border - 1, border, border + 1}) sizes.push_back(n);
+  for (std::int64_t n : {block_size - 1, block_size, block_size + 1}) sizes.push_back(n);
   return sizes;
 }
 
 /// Around all borders, and enough elements for several threads.
 std::vector<std::int64_t> border_sizes() {
   std::vector<std::int64_t> sizes = small_sizes();
-  for (std::int64_t n : {chunk_size - 1, chunk_size, chunk_size + 1, 2 * chunk_size + 1})
-    sizes.push_back(n);
-  sizes.push_back(100003);
+  for (std::int64_t border : {std::int64_t{norm_tree::tile_size}, chunk_size})
+    for (std::int64_t n : {border - 1, border, border + 1}) sizes.push_back(n);
+  sizes.insert(sizes.end(), {2 * chunk_size + 1, 100003});
   return sizes;
+}
+
+/// Chunks are cut and shared out without looking at the rule: one rule stands for all.
+template <class Rule>
+std::vector<std::int64_t> sizes_for() {
+  std::vector<std::int64_t> sizes = small_sizes();
+  sizes.push_back(chunk_size + 1);
+  return std::is_same_v<Rule, Momentum> ? border_sizes() : sizes;
 }
 
 template <class Rule>
@@ -180,13 +191,11 @@ void make_squares_positive(Buffers& all) {
 }
 
 template <class Rule>
-void check_rule(int index, bool with_large_sizes) {
+void check_rule(int index) {
   constexpr int steps = 3;
   int turn = 0;
   for (const Storage& storage : storages) {
-    // Chunks are cut without looking at the rule: large sizes for one rule per number of slots, and
-    // for the first set of coefficients, which has all terms.
-    auto sizes = with_large_sizes ? border_sizes() : small_sizes();
+    auto sizes = sizes_for<Rule>();  // for the first set of coefficients, which has all terms
     for (const std::vector<double>& k : coefficient_sets(Rule{})) {
       Buffers before = make(storage, sizes, num_slots<Rule>);
       sizes = small_sizes();
@@ -273,8 +282,7 @@ void check_forms() {
 template <class... All>
 void check_rules(RuleList<All...>) {
   int index = 0;
-  bool seen[max_slots + 1] = {};
-  (check_rule<All>(index++, !std::exchange(seen[num_slots<All>], true)), ...);
+  (check_rule<All>(index++), ...);
 }
 
 // --- the norm tree ----------------------------------------------------------------------------
