@@ -330,3 +330,31 @@ def test_a_skipped_step_leaves_the_product_of_nadam() -> None:
     entry = opt.state_dict()["state"][0]
     assert entry["step"] == 3
     assert math.isclose(entry["mu_product"], theirs["mu_product"], rel_tol=1e-14)
+
+
+@pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("scope", ["all", "array"])
+def test_norms_of_arrays_far_apart(scope: str) -> None:
+    """Each array's norm is its own, however large its neighbours' are."""
+    sizes = (3, 20_000, 5, 1, 1)
+    scales = (1e-200, 1e200, 1.0, math.inf, 0.0)
+    grads = [np.full(n, s) for n, s in zip(sizes, scales, strict=True)]
+    grads.append(np.full(4, 3.0, np.float32))
+    params = [np.ones_like(g) for g in grads]
+    result = fs.fused_sgd_step(
+        params, grads, lr=0.0, grad_clip_norm=math.inf, grad_clip_scope=scope
+    )
+    expected = [s * math.sqrt(n) for n, s in zip(sizes, scales, strict=True)] + [6.0]
+    expected[4] = 0.0
+    assert np.allclose(result.grad_norms, expected, rtol=1e-14, atol=0)
+    assert result.grad_norm == math.inf
+    assert [float(x) for x in result.grad_norms] == [reference.norm([g]) for g in grads]
+
+
+def test_no_gradient_at_all_has_the_norm_zero() -> None:
+    params = [np.ones(2), np.ones(3)]
+    result = fs.fused_sgd_step(params, [None, None], lr=0.5, grad_clip_norm=1.0)
+    assert (result.grad_norm, result.clip_coef, list(result.grad_norms)) == (0.0, 1.0, [0.0, 0.0])
+    opt = fs.Momentum(params, lr=0.5, skip_grad_norm=1.0, grad_clip_norm=1.0)
+    assert opt.step([None, None]).grad_norm == 0.0
+    assert fs.fused_sgd_step(params, [None, None], lr=0.5).grad_norm is None
