@@ -294,9 +294,13 @@ def _leader(saved: Any) -> str:
 
 def check_buffer(where: str, param: Any, buffer: Any) -> None:
     """Refuses what is no array of the shape of its parameter."""
-    if not isinstance(buffer, Stored) and not _core.is_array(buffer):
+    if not isinstance(buffer, Stored) and not is_buffer(buffer):
         raise TypeError(f"{where}: expected an array, got {shown(buffer)}")
-    shape, found = stored(param).bits.shape, stored(buffer).bits.shape
+    try:
+        found = stored(buffer).bits.shape
+    except (TypeError, ValueError, BufferError) as error:
+        raise type(error)(f"{where}: {str(error).removeprefix('array: ')}") from error
+    shape = stored(param).bits.shape
     if shape != found:
         raise ValueError(f"{where}: expected shape {shape}, got {found}")
 
