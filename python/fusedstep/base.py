@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, SupportsFloat
 
 from fusedstep import _core
 from fusedstep.buffers import copy_like
@@ -351,9 +351,10 @@ class Optimizer(ABC):
             dict: `state`, for each array that has made a step (key: index in a sequence, dotted
             path in a dict) a dict of its buffers, its `step` and, for `NAdam`, its `mu_product`;
             `param_groups`, the hyper-parameters with the keys of the group's arrays under `params`
-            and the states of schedules under `lr_scheduler` and `momentum_scheduler`; `steps` and
-            `skipped_steps`, as the attributes. Functions and accumulated gradients are not
-            included.
+            and the states of schedules under `lr_scheduler` and `momentum_scheduler`;
+            `on_nonfinite`, `grad_clip_scope`, `skip_grad_norm`, `steps` and `skipped_steps`, as the
+            attributes. Of a function ("function" stands in its place) and of accumulated gradients
+            nothing is included.
         """
         from fusedstep.checkpoints import capture
 
@@ -362,34 +363,42 @@ class Optimizer(ABC):
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Takes over a state that `state_dict` gave; buffers are copied.
 
-        Gradients that were accumulated for the state before are dropped.
+        Numbers change, and what schedules and buffers of one number hold; schedules, functions and
+        buffers stay the objects that they are here. A function must stand where one was saved.
 
         Raises:
             TypeError: If something in it is of a wrong kind, a list where a buffer belongs, say.
-            ValueError: If keys, shapes, dtypes, groups, numbers or schedules do not fit, or the
-                trees of parameters have changed since they were registered. Either way, nothing
-                has changed then.
+            ValueError: If keys, shapes, dtypes, groups, numbers or schedules do not fit, the
+                trees of parameters have changed since they were registered, or accumulated
+                gradients wait for a step. Either way, nothing has changed then.
         """
         from fusedstep.checkpoints import restore
 
         restore(self, state_dict)
 
     def set_state(
-        self, *, step: int | None = None, mu_product: float | None = None, **trees: Tree
+        self,
+        *,
+        step: SupportsFloat | None = None,
+        mu_product: SupportsFloat | None = None,
+        **trees: Tree,
     ) -> None:
         """Takes over state from elsewhere: another library's run, or a functional one.
 
         Args:
-            step: How many steps the state has seen, for all arrays; None leaves the counts alone.
-            mu_product: The product of the momenta of these steps (`NAdam`); None leaves it alone.
+            step: How many steps the state has seen, for all arrays and as `steps`; None leaves the
+                counts alone. A whole number, or an array of one element with it, as in PyTorch.
+            mu_product: The product of the momenta of these steps (`NAdam`), a number or an array of
+                one element; None leaves it alone.
             trees: State buffers by name (`velocity=`, `exp_avg=`, ...), in the form of the
                 parameters: the same tree, or a list with one tree per param group. They are copied,
-                into arrays of the parameters' library; a None leaf leaves its state alone.
+                into arrays of the parameters' library, and rounded if the state cannot have their
+                dtype; a None, for a leaf or a branch, leaves its state alone.
 
         Raises:
-            TypeError: If a name is no state of this optimizer, or a leaf no array.
-            ValueError: If trees or shapes disagree or a number is out of range. Nothing has changed
-                then.
+            TypeError: If a name is no state of this optimizer, a leaf no array, or a number none.
+            ValueError: If trees or shapes disagree, a number is out of range, or accumulated
+                gradients wait for a step. Nothing has changed then.
 
         Example:
             >>> import numpy as np, fusedstep as fs
@@ -406,13 +415,21 @@ class Optimizer(ABC):
         checkpoints.assign(self, trees, {k: v for k, v in scalars.items() if v is not None})
 
     def save(self, path: str | PathLike[str], *, params: bool = True) -> None:
-        """Writes state, schedules and parameters to an `.npz` file, at once or not at all.
+        """Writes state, schedules and parameters to a file, at once or not at all.
+
+        Whatever ends the process meanwhile, the file is the old one or the new one, complete; a
+        temporary one may be left beside it, `.<name>.*.tmp` or `.tmp*`, which does no harm.
+        Functions and accumulated gradients are not saved.
 
         Args:
-            path: File to write; one that exists is replaced when the new one is complete.
+            path: File to write; one that exists is replaced when the new one is complete. Its
+                suffix says what it becomes: `.npz`, which NumPy reads, or `.safetensors`, which
+                needs `pip install fusedstep[safetensors]`.
             params: False leaves the parameters out.
 
         Raises:
+            ValueError: If the suffix is another one.
+            ModuleNotFoundError: If the package `safetensors` is missing.
             OSError: If the file cannot be written. An old file is still there then.
         """
         from fusedstep import checkpoints
@@ -423,13 +440,13 @@ class Optimizer(ABC):
         """Reads a file of `save` into the optimizer and, in place, into the parameters.
 
         Args:
-            path: File to read.
+            path: File to read, `.npz` or `.safetensors`.
             params: False leaves the parameters as they are, even if the file has them.
 
         Raises:
             OSError: If the file cannot be read.
-            ValueError: If it is no checkpoint, is damaged, or does not fit this optimizer. Nothing
-                has changed then.
+            ValueError: If it is no checkpoint, is damaged, or does not fit this optimizer, or
+                accumulated gradients wait for a step. Nothing has changed then.
         """
         from fusedstep import checkpoints
 

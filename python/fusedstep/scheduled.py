@@ -77,7 +77,7 @@ class Scheduled(Real):
 
     def restored(self, mine: Any, saved: Any) -> Any:
         """What `mine` becomes when a state is loaded: numbers change, all else stays what it is."""
-        return saved if isinstance(mine, (int, float, np.number)) else mine
+        return saved if isinstance(mine, numbers.Real) else mine
 
 
 class LearningRateRange(Scheduled):
