@@ -285,6 +285,7 @@ HOSTILE: dict[str, Callable[[Any], None]] = {
     "other shape": at(W, "shape", [2, 2]),
     "negative shape": at(W, "shape", [-2, -2]),
     "huge shape": at(W, "shape", [2**62, 2**62]),
+    "large shape": at(W, "shape", [2**45]),
     "huge empty shape": at(W, "shape", [0, 2**70]),
     "shape is a number": at(W, "shape", 4),
     "shape of floats": at(W, "shape", [4.0]),
@@ -526,6 +527,22 @@ def test_parameters_of_another_form(
     path = tmp_path / f"run{suffix}"
     simple().save(path)
     refuse_unchanged(fs.Momentum({"w": params.copy()}, lr=0.5), path, message)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize(
+    ("saved", "mine"),
+    [
+        *(("float32", "float64"), ("float64", "float32"), ("float16", "bfloat16")),
+        *(("bfloat16", "float16"), ("bfloat16", "float32")),
+    ],
+)
+def test_parameters_are_not_converted(saved: str, mine: str, suffix: str, tmp_path: Path) -> None:
+    """Before the first step there is no state that could disagree."""
+    path = tmp_path / f"run{suffix}"
+    fs.Momentum({"w": np.ones(4, DTYPES[saved])}, lr=0.5).save(path)
+    opt = fs.Momentum({"w": np.zeros(4, DTYPES[mine])}, lr=0.5)
+    refuse_unchanged(opt, path, rf"params\['w'\]: expected dtype {mine}, got {saved}")
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)

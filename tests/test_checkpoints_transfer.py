@@ -238,14 +238,14 @@ ERRORS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"mu_product": "half"}, TypeError, r"^mu_product: .*'half'"),
     ({"exp_avg": {"a": [1.0, None], "b": None}}, TypeError, r"^exp_avg\['a\.0'\]: .*array"),
     ({"exp_avg": {"a": None, "b": np.ones(1)}}, ValueError, r"^exp_avg\['b'\]: expected shape"),
-    ({"exp_avg": {"a": [None, np.ones(6)], "b": None}}, ValueError, r"^exp_avg\['a\.1'\]: .*\(2, 3\)"),
+    ({"exp_avg": {"a": [None, np.ones(6)], "b": None}}, ValueError, r"^exp_avg\['a\.1'\]: .*\(2"),
     ({"exp_avg": {"a": None}}, ValueError, r"^exp_avg\['b'\]: missing; None"),
     ({"exp_avg": {"a": [None], "b": None}}, ValueError, r"^exp_avg\['a\.1'\]: missing"),
     ({"exp_avg": {"a": None, "b": None, "c": None}}, ValueError, r"^exp_avg\['c'\]: .*no such"),
     ({"exp_avg": {"a": None, "b": None, "c": np.ones(1)}}, ValueError, r"^exp_avg\['c'\]: .*no"),
     ({"exp_avg": [None, None]}, ValueError, r"^exp_avg\['0'\]: .*no such array"),
     ({"exp_avg": np.ones(2)}, ValueError, r"^exp_avg: .*no such array"),
-    ({"exp_avg": {"a": [np.ones(2, int), None], "b": None}}, TypeError, r"^exp_avg\['a\.0'\]: .*int64"),
+    ({"exp_avg": {"a": [np.ones(2, int), None], "b": None}}, TypeError, r"^exp_avg\['a\.0.*int64"),
 ]  # fmt: skip
 
 
