@@ -146,15 +146,12 @@ constexpr bool has_fast_fma = true;
 constexpr bool has_fast_fma = false;
 #endif
 
-/// Whether `Rule` gets such loops. There are hundreds, which sanitizers compile for minutes: one
-/// rule stands for all there.
+/// Whether `Rule` gets such loops. There are hundreds, which sanitizers compile for minutes: the
+/// rules with one slot stand for all there.
+template <class Rule>
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-template <class Rule>
-constexpr bool has_known_terms = false;
-template <>
-constexpr bool has_known_terms<Momentum> = has_fast_fma;
+constexpr bool has_known_terms = has_fast_fma && num_slots<Rule> == 1;
 #else
-template <class Rule>
 constexpr bool has_known_terms = has_fast_fma;
 #endif
 
