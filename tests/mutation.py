@@ -7,7 +7,8 @@
 Run it before a release and after changes to kernels or tests. It works in a copy of the tree under
 a temporary directory, builds incrementally, and prints one line per mutation: killed (by which
 test) or SURVIVED. The exit status is the number of survivors. A mutation that no longer applies,
-because the source has changed, is an error: update the table below.
+because the source has changed, is an error: update the table below. What the C++ checks cover is
+given to them first, which are quicker than pytest.
 
 pytest does not collect this file.
 """
@@ -34,6 +35,9 @@ TESTS = [
     *("conversions", "norm", "clip", "functional", "rejections", "buffers", "schedules"),
     *("optimizers", "checkpoints", "threads", "semantics", "properties", "rules"),
 ]
+# Without Python, the quickest first: of what the kernels and the engine are made of.
+CHECKS = ["check_scalars", "check_engine", "check_norms", "check_kernels"]
+CHECKED = ("csrc/core", "csrc/rules", "csrc/cpu")
 HANG = 600  # seconds; a mutation may make a thread wait for ever
 
 
@@ -48,6 +52,11 @@ class Mutation(NamedTuple):
 
 RULE = "csrc/rules/momentum.hpp"
 SGD = "csrc/rules/sgd.hpp"
+NADAM = "csrc/rules/nadam.hpp"
+ADAM = "csrc/rules/adam.hpp"
+RMSPROP = "csrc/rules/rmsprop.hpp"
+POWERS = "csrc/core/powers.hpp"
+TYPES = "csrc/core/types.hpp"
 TERMS = "csrc/core/terms.hpp"
 GRADIENT = "csrc/core/gradient.hpp"
 TREE = "csrc/core/norm_tree.hpp"
@@ -62,6 +71,8 @@ STAGING = "csrc/cpu/staging.cpp"
 CALL = "csrc/bindings/call.cpp"
 BUFFER = "csrc/bindings/buffer.cpp"
 PLAN = "csrc/bindings/plan.cpp"
+FUNCTIONAL = "csrc/bindings/functional.cpp"
+CODEGEN = "python/fusedstep/codegen.py"
 
 MUTATIONS = [
     # the element loop
@@ -88,6 +99,36 @@ MUTATIONS = [
     Mutation("decay after the step", RULE, "p = add_scaled(k.S, d, add_scaled(k.minus_D, p, p));", "p = add_scaled(k.S, d, p); p = add_scaled(k.minus_D, p, p);"),
     Mutation("old velocity in d", RULE, "v = combine(k.B, g, k.A, v);\n    const V d = combine(k.N1, v, k.N2, g);", "const V d = combine(k.N1, v, k.N2, g);\n    v = combine(k.B, g, k.A, v);"),
     Mutation("sgd ascends", SGD, "k[1] = -h.lr;", "k[1] = h.lr;"),
+    Mutation("average from the wrong end", TERMS, "fma(V(weight_of_x.value), x - m, m)", "fma(V(weight_of_x.value), m - x, x)"),
+    Mutation("average of beta one half", TERMS, "k[0] = beta >= 0.5 ? 1.0 - beta : 0.0;", "k[0] = beta > 0.5 ? 1.0 - beta : 0.0;"),
+    Mutation("average without small betas", TERMS, "weight_of_m.used ? fma(V(weight_of_m.value), m - x, x) : x", "x"),
+    Mutation("power by the next bit", POWERS, "if (n & 1) result", "if (n & 2) result"),
+    Mutation("exp of few terms", POWERS, "degree = 14", "degree = 9"),
+    Mutation("exp with one constant", POWERS, "(x + n * ln2_high) + n * ln2_low", "x + n * (ln2_high + ln2_low)"),
+    Mutation("product not advanced", TYPES, "at.product * Rule::factor(hyper, at.step)", "at.product"),
+    Mutation("product of the coming momentum", TYPES, "Rule::factor(hyper, at.step)", "Rule::factor(hyper, at.step + 1)"),
+    Mutation("nadam gradient by the coming momentum", NADAM, "(1.0 - mu) / (1.0 - product)", "(1.0 - next_mu) / (1.0 - product)"),
+    Mutation("nadam average by this momentum", NADAM, "next_mu / (1.0 - product * next_mu)", "mu / (1.0 - product * mu)"),
+    Mutation("nadam average corrected by this product", NADAM, "next_mu / (1.0 - product * next_mu)", "next_mu / (1.0 - product)"),
+    Mutation("nadam uncorrected squares", NADAM, "k[7] = 1.0 / sqrt(1.0 - power(h.beta2, at.step));", "k[7] = 1.0;"),
+    Mutation("nadam beta2 in the first average", NADAM, "prepare_average(h.beta1, k + 1);", "prepare_average(h.beta2, k + 1);"),
+    Mutation("nadam without decay of the momentum", NADAM, "h.beta1 * (1.0 - 0.5 * decayed)", "h.beta1 * (1.0 - decayed)"),
+    Mutation("nadam swaps gradient and average", NADAM, "combine(k.M, m, k.G, g)", "combine(k.G, m, k.M, g)"),
+    Mutation("nadam eps inside the root", NADAM, "fma(V(k.R.value), sqrt(s), V(k.eps.value))", "V(k.R.value) * sqrt(s + V(k.eps.value))"),
+    Mutation("adam uncorrected average", ADAM, "-h.lr / (1.0 - power(h.beta1, at.step))", "-h.lr"),
+    Mutation("adam uncorrected squares", ADAM, "k[5] = 1.0 / sqrt(1.0 - power(h.beta2, at.step));", "k[5] = 1.0;"),
+    Mutation("adam swaps betas", ADAM, "prepare_average(h.beta2, k + 3);", "prepare_average(h.beta1, k + 3);"),
+    Mutation("adam corrects eps", ADAM, "fma(V(k.R.value), sqrt(s), V(k.eps.value))", "V(k.R.value) * (sqrt(s) + V(k.eps.value))"),
+    Mutation("adam squares before the decay", ADAM, "  g = add_scaled(k.wd, p, g);\n    slot[0] = average(k.c1, k.b1, g, slot[0]);\n    slot[1] = average(k.c2, k.b2, g * g, slot[1]);", "  slot[1] = average(k.c2, k.b2, g * g, slot[1]);\n    g = add_scaled(k.wd, p, g);\n    slot[0] = average(k.c1, k.b1, g, slot[0]);"),
+    Mutation("amsgrad forgets the maximum", ADAM, "x = larger(x, s);", "x = s;"),
+    Mutation("amsgrad divides by the average", ADAM, "descend(k, p, slot[0], x);", "descend(k, p, slot[0], s);"),
+    Mutation("amsgrad drops NaN (register)", PACK, "at_least(x.reg, y.reg)", "at_least(y.reg, x.reg)"),
+    Mutation("rmsprop negative variance", RMSPROP, "larger(V(T(0)), fma(-a, a, s))", "fma(-a, a, s)"),
+    Mutation("rmsprop variance about the old average", RMSPROP, "a = average(k.c, k.b, g, a);\n      variance = larger(V(T(0)), fma(-a, a, s));", "variance = larger(V(T(0)), fma(-a, a, s));\n      a = average(k.c, k.b, g, a);"),
+    Mutation("rmsprop eps inside the root", RMSPROP, "(sqrt(variance) + V(k.eps.value))", "sqrt(variance + V(k.eps.value))"),
+    Mutation("rmsprop this momentum ahead", RMSPROP, "h.nesterov != 0 ? h.next_momentum : 1.0", "h.nesterov != 0 ? h.momentum : 1.0"),
+    Mutation("rmsprop old velocity ahead", RMSPROP, "v = add_scaled(k.A, v, u);\n      u = combine(k.N1, v, k.N2, u);", "u = combine(k.N1, v, k.N2, u);\n      v = add_scaled(k.A, v, u);"),
+    Mutation("accumulate swaps the weights", "csrc/rules/accumulate.hpp", "combine(k.B, g, k.A, p)", "combine(k.A, g, k.B, p)"),
     Mutation("two roundings", TERMS, "return fma(V(a.value), x, V(b.value) * y);", "return V(a.value) * x + V(b.value) * y;"),
     Mutation("fma on the wrong product", TERMS, "fma(V(a.value), x, V(b.value) * y)", "fma(V(b.value), y, V(a.value) * x)"),
     Mutation("zero times infinity", TERMS, "return a.used ? fma(V(a.value), x, y) : y;", "return fma(V(a.value), x, y);"),
@@ -115,22 +156,54 @@ MUTATIONS = [
     Mutation("norm fuses float64", SQUARES, "sizeof(T) < sizeof(double) && width<D> > 1", "width<D> > 1"),
     Mutation("norm tail dropped", SQUARES, "if (rest > 0) {", "if (rest > 1) {"),
     Mutation("norm without second look", TREE, "sum == sum && !(sum >= 0x1p-900 && sum < HUGE_VAL)", "false"),
-    Mutation("norm without rescale", STEP, ": call_.scope_scale[k] * norm;", ": norm;"),
+    Mutation("norm without rescale", STEP, "plain(call_.scope_scale[k] * norm)", "plain(norm)"),
+    Mutation("norm of all leaves the range", STEP, "scalable ? std::ilogb(largest) : 0", "0"),
+    Mutation("norm tree of a scope's last tensor", STEP, "if (tree.first == tree.last) tree.first =", "tree.first ="),
+    Mutation("norm of scope 0 clips all rows", STEP, "if (!only_sum_) work_.row_scopes[tensor.row] = tensor.scope;", ""),
+    Mutation("norms of tensors from one place", STEP, "    sums += chunks;\n", ""),
+    Mutation("norms of tensors without rescale", STEP, "plain(call_.scope_scale[tensor.scope] * norm)", "plain(norm)"),
+    Mutation("norms of tensors after a second look", STEP, "norm_tree::sum_chunks(sums, chunks)) / tree.scale", "norm_tree::sum_chunks(sums, chunks))"),
+    Mutation("sums of results in one place", STEP, "    tensor.chunk_sums[chunk.begin / chunk_size] =", "    tensor.chunk_sums[0] ="),
+    Mutation("sums of gradients for results", STEP, "kernels_.sum_squares(u.param.data, u.param.dtype, chunk.count", "kernels_.sum_squares(u.grad.data, u.grad.dtype, chunk.count"),
+    Mutation("known sums of one place", STEP, "call_.tensors[chunk.tensor].chunk_sums[chunk.begin / chunk_size]", "call_.tensors[chunk.tensor].chunk_sums[0]"),
+    Mutation("known sums need no second look", STEP, "  return stage_after(Stage::measure);", "  for (Tree& tree : work_.trees) read_sums(tree);\n  return settle();"),
     Mutation("denormals flushed in workers", STEP, "    const FloatEnvironment environment;\n    static_cast", "    static_cast"),
     Mutation("denormals flushed in the caller", STEP, "double Job::run() {\n  const FloatEnvironment environment;", "double Job::run() {"),
     # chunks and stages
     Mutation("chunk border", WORK, "begin < numel; begin += chunk_size", "begin + 1 < numel; begin += chunk_size"),
     Mutation("chunk of the last share lost", WORK, "last < chunks.size() && before < goal", "last + 1 < chunks.size() && before < goal"),
     Mutation("chunk stolen twice", WORK, "return from_front ? front : back;", "return from_front || left.last - left.first < 2 ? front : ChunkRange{cut - 1, left.last};"),
-    Mutation("skip flag", STEP, "outcome_.skipped = call_.skip_nonfinite && !finite;", "outcome_.skipped = false;"),
-    Mutation("skip ignores the given norm", STEP, "call_.joint ? 0 : k];\n    judge();", "call_.joint ? 0 : k];"),
-    Mutation("skip ignores the gradients", STEP, "report_norms();\n    judge();", "report_norms();"),
+    Mutation("skip flag", STEP, "refused || (call_.skip_nonfinite && !finite)", "refused"),
+    Mutation("skip ignores the given norm", STEP, "finite = finite && std::isfinite(outcome_.norm);", ""),
+    Mutation("skip ignores the gradients", STEP, "finite = std::isfinite(outcome_.norm);\n    if (!finite)", "if (!std::isfinite(outcome_.norm))"),
+    Mutation("skip_norm ignored", STEP, "outcome_.skipped = refused || (", "outcome_.skipped = ("),
+    Mutation("skip_norm refuses the limit itself", STEP, "!(outcome_.norm <= call_.skip_norm)", "!(outcome_.norm < call_.skip_norm)"),
+    Mutation("skip_norm lets NaN through", STEP, "!(outcome_.norm <= call_.skip_norm)", "outcome_.norm > call_.skip_norm"),
+    Mutation("skip_norm without limit", STEP, " && !std::isinf(call_.skip_norm)", ""),
     Mutation("staging of one worker", STEP, "static_cast<std::size_t>(worker) * chunk_size", "0"),
     Mutation("staging border", STAGING, "for (; count > 0; ++i, begin = 0)", "for (; count > 0; ++i)"),
     Mutation("staging rounds twice", STAGING, "default: return copy_run<To, long double>;", "default: break;\n  }\n  return [](const char* from, std::int64_t stride, std::int64_t n, char* to) {\n    for (std::int64_t i = 0; i < n; ++i) {\n      long double x;\n      std::memcpy(&x, from + i * stride, sizeof x);\n      const To y = static_cast<To>(static_cast<float>(static_cast<double>(x)));\n      std::memcpy(to + i * static_cast<std::int64_t>(sizeof y), &y, sizeof y);\n    }\n  };\n  {"),
     # what the bindings promise
     Mutation("skip counts as a step", PLAN, "if (!report.skipped) {\n    commit(", "{\n    commit("),
-    Mutation("skip hands out state", "csrc/bindings/functional.cpp", "report.skipped ? arguments.states[k]", "false ? arguments.states[k]"),
+    Mutation("skip hands out state", FUNCTIONAL, "report.skipped ? arguments.states[k]", "false ? arguments.states[k]"),
+    Mutation("skip advances the scalars", FUNCTIONAL, "for (std::size_t k = 0; k < names.size(); ++k) state[names[k]] = scalars[k];", "add_scalars(spec.row, state);"),
+    Mutation("scalars without the product", FUNCTIONAL, "state[names[1]] = cpu::product_after(row);", "state[names[1]] = row.progress.product;"),
+    Mutation("scalars start at this step", FUNCTIONAL, "py::cast<std::int64_t>(scalars[0]) + 1", "py::cast<std::int64_t>(scalars[0])"),
+    Mutation("steps not committed", PLAN, "    ++entry.steps;\n", ""),
+    Mutation("product not committed", PLAN, "    entry.product = products[k];\n", ""),
+    Mutation("rows of other steps shared", PLAN, "known->steps == entry.steps && ", ""),
+    Mutation("rows of other products shared", PLAN, " && known->product == entry.product", ""),
+    Mutation("accumulate forgets", PLAN, "entry.accumulated ? 1 : 0", "0"),
+    Mutation("accumulate keeps the last sum", PLAN, "entry.accumulated ? 1 : 0", "1"),
+    Mutation("accumulate without scale", PLAN, "spec.row.hyper[1] = scale;", "spec.row.hyper[1] = 1.0;"),
+    Mutation("accumulated gradients survive a step", PLAN, "  if (accumulated) drop_accumulated(false);\n", ""),
+    Mutation("accumulated gradients survive a skip", PLAN, "if (accumulated) drop_accumulated(false);", "if (accumulated && !report.skipped) drop_accumulated(false);"),
+    Mutation("gradients beside accumulated ones", PLAN, "if (accumulated && !grads.is_none()) {", "if (false) {"),
+    Mutation("scope of groups is one", CALL, "tensor_groups_[t] != tensor_groups_[t - 1]", "false"),
+    Mutation("scope of arrays shares rows", CALL, "if (scope == ClipScope::array) give_each_tensor_a_row();", ""),
+    Mutation("scope of unequal rescale_grad joined", CALL, ": scope_scales_.back() != scale);", ": false);"),
+    Mutation("skip_norm measures nothing", CALL, "(measures_ || policy.skip_norm != infinity)", "measures_"),
+    Mutation("norms of arrays without gradient", CALL, "norms.mutable_data()[tensor_leaves_[t]] = tensor_norms_[t];", "norms.mutable_data()[t] = tensor_norms_[t];"),
     Mutation("shape unchecked", CALL, "if (buffer.same_shape(param)) return;", "return;"),
     Mutation("strides unchecked", CALL, "if (buffer.same_order(param)) return;", "return;"),
     Mutation("read-only unchecked", CALL, "if (out.readonly) {", "if (false) {"),
@@ -141,7 +214,17 @@ MUTATIONS = [
     Mutation("immutable written", CALL, "if (producer.immutable) fail(", "if (false) fail("),
     # the Python layer
     Mutation("lr of the wrong step", "python/fusedstep/base.py", "            self._steps += 1\n", "            self._steps += 2\n"),
-    Mutation("schedule exponent", "python/fusedstep/schedules/steps.py", "(t // self.step_size)", "(t // self.step_size + 1)"),
+    Mutation("schedule exponent", "python/fusedstep/schedules/steps.py", "t // self.step_size)", "t // self.step_size + 1)"),
+    Mutation("skip counted as applied", "python/fusedstep/base.py", "            self._skipped_steps += 1\n", "            self._steps += 1\n"),
+    Mutation("accumulate drops the scale", "python/fusedstep/base.py", '_SCALE.number("scale", scale))', "1.0)"),
+    Mutation("coming momentum is this one", "python/fusedstep/scheduled.py", "following = None if t is None else t + 1", "following = t"),
+    Mutation("coming momentum of a schedule", "python/fusedstep/scheduled.py", 'self.number(name, value.next_momentum)', 'self.number(name, value.current_momentum)'),
+    Mutation("coming momentum overrides the given one", CODEGEN, '"    if coming is None:\\n"', '"    if True:\\n"'),
+    Mutation("coming momentum after the momentum", CODEGEN, 'texts += [_coming_text(declaration, {hyper.name for hyper in hypers}, argument)]\n    return "".join([*texts, *(_check_text(hyper, argument) for hyper in others)])', 'texts += [_check_text(hyper, argument) for hyper in others]\n    return "".join([*texts, _coming_text(declaration, {hyper.name for hyper in hypers}, argument)])'),
+    Mutation("policy order", CODEGEN, '("on_nonfinite", "grad_clip_scope", "skip_grad_norm")', '("grad_clip_scope", "on_nonfinite", "skip_grad_norm")'),
+    Mutation("policy of the defaults", CODEGEN, 'values=", ".join(CALL_WIDE),\n    )\n    return _compile("policy"', 'values="\'propagate\', \'all\', None",\n    )\n    return _compile("policy"'),
+    Mutation("unused state accepted", CODEGEN, '        unused = [_UNUSED.format(slot=slot, name=declaration.function) for slot in slots]\n', '        unused = ["" for slot in slots]\n'),
+    Mutation("last rule always", CODEGEN, "for rule in rules[:-1]:", "for rule in ():"),
     Mutation("momentum range", "python/fusedstep/hyperparameters.py", "_FRACTION = Real(0.0, 1.0)", "_FRACTION = Real(0.0, 1.5)"),
 ]  # fmt: skip
 
@@ -203,6 +286,7 @@ def configure(tree: Path) -> None:
             f"-DSKBUILD_PROJECT_VERSION={version.group(1)}",
             f"-Dpybind11_DIR={pybind11}",
             f"-DPython_EXECUTABLE={sys.executable}",
+            "-DFUSEDSTEP_CPP_TESTS=ON",
         ],
         tree,
     )
@@ -217,6 +301,18 @@ def build(tree: Path) -> str:
         return done.stdout[-2000:] if done else "the compiler hangs"
     (module,) = (tree / "build").glob("_core*.so")
     shutil.copy(module, tree / "python" / "fusedstep")
+    return ""
+
+
+def first_failed_check(tree: Path) -> str:
+    """The first C++ check that fails; empty if none does."""
+    for check in CHECKS:
+        done = run([f"build/tests/cpp/{check}"], tree)
+        if done is None:
+            return "a hang"
+        if done.returncode:
+            failed = re.search(r"^FAILED: (.+)$", done.stdout, re.MULTILINE)
+            return f"{check}: {failed.group(1) if failed else f'exit status {done.returncode}'}"
     return ""
 
 
@@ -246,7 +342,8 @@ def judge(mutation: Mutation, tree: Path) -> bool:
         error = build(tree) if compiled else ""
         if error:
             raise SystemExit(f"{mutation.name}: does not compile\n{error}")
-        failure = first_failure(tree)
+        failure = first_failed_check(tree) if mutation.file.startswith(CHECKED) else ""
+        failure = failure or first_failure(tree)
     print(f"{mutation.name}: {f'killed by {failure}' if failure else 'SURVIVED'}", flush=True)
     return bool(failure)
 
@@ -273,7 +370,7 @@ def main() -> int:
         if error:
             raise SystemExit(error)
         check_origin(tree)
-        failure = first_failure(tree)
+        failure = first_failed_check(tree) or first_failure(tree)
         if failure:
             raise SystemExit(f"the tests fail without any mutation: {failure}")
         survivors = sum(not judge(mutation, tree) for mutation in wanted)

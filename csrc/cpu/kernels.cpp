@@ -147,12 +147,11 @@ constexpr bool has_fast_fma = false;
 #endif
 
 /// Whether `Rule` gets such loops. There are hundreds, which sanitizers compile for minutes: the
-/// rules with one state buffer stand for all there.
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+/// rules with one slot stand for all there.
 template <class Rule>
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
 constexpr bool has_known_terms = has_fast_fma && num_slots<Rule> == 1;
 #else
-template <class Rule>
 constexpr bool has_known_terms = has_fast_fma;
 #endif
 
