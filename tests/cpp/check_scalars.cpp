@@ -97,7 +97,7 @@ void check_products() {
   }
 }
 
-// --- the other rules --------------------------------------------------------------------------
+// --- all coefficients --------------------------------------------------------------------------
 
 /// An average has the weights of the formula, and gets there by the smaller one alone.
 void check_averages() {
@@ -109,6 +109,42 @@ void check_averages() {
     const double got = average(c, b, 3.0, -5.0), right = beta * -5.0 + (1 - beta) * 3.0;
     check(std::fabs(got - right) < 1e-14, "an average with beta " + std::to_string(beta));
   }
+}
+
+template <class Rule>
+void check_prepare(const std::vector<double>& hyper, const Progress& at,
+                   const std::vector<long double>& right) {
+  Row row{};
+  std::copy(hyper.begin(), hyper.end(), row.hyper);
+  double k[max_coefficients] = {};
+  Rule::prepare(hyper_of<Rule>(row), at, k);
+  for (std::size_t i = 0; i < right.size(); ++i)
+    check(k[i] == 0 ? right[i] == 0 : relative_error(k[i], right[i]) < 1e-14,
+          std::string("prepare of ") + Rule::name + ": " + Rule::coefficients[i]);
+}
+
+/// With betas on both sides of one half, and both kinds of decay.
+void check_coefficients() {
+  constexpr double lr = 0.125, eps = 1e-8, wd = 0.375, b1 = 0.75, b2 = 0.25;
+  constexpr long double one = 1;
+  const Progress at{3, false, 0.5};
+  const long double first = 1 - one * b1 * b1 * b1, second = 1 - one * b2 * b2 * b2;
+  const long double root = 1 / std::sqrt(second);
+  for (double decoupled : {0.0, 1.0}) {
+    const long double coupled = decoupled != 0 ? 0 : wd, D = decoupled != 0 ? lr * wd : 0;
+    check_prepare<Adam>({lr, b1, b2, eps, wd, decoupled}, at,
+                        {coupled, 1 - b1, 0, 0, b2, root, -lr / first, eps, D});
+    // psi = 0: mu_t = b1 / 2
+    const long double mu = one * b1 / 2;
+    check_prepare<NAdam>({lr, b1, b2, eps, 0.0, wd, decoupled}, at,
+                         {coupled, 1 - b1, 0, 0, b2, (1 - mu) / (1 - mu / 2),
+                          mu / (1 - mu * mu / 2), root, -lr, eps, D});
+    check_prepare<RmspropCenteredMomentum>({lr, b2, eps, 0.5, 0.625, 0.0, wd, decoupled}, at,
+                                           {coupled, 0, b2, 0.5, 1, 0, -lr, eps, D});
+    check_prepare<RmspropCenteredMomentum>({lr, b1, eps, 0.5, 0.625, 1.0, wd, decoupled}, at,
+                                           {coupled, 1 - b1, 0, 0.5, 0.625, 1, -lr, eps, D});
+  }
+  check_prepare<Accumulate>({0.5, 0.25}, at, {0.5, 0.25});
 }
 
 }  // namespace
@@ -123,5 +159,6 @@ int main() {
   }
   check_products();
   check_averages();
+  check_coefficients();
   return report();
 }
