@@ -109,28 +109,39 @@ def _check_text(hyper: Hyperparameter, argument: str = "") -> str:
     )
 
 
-def _coming_text(hypers: tuple[Hyperparameter, ...], argument: str = "") -> str:
-    """The momentum of the coming step, before `momentum` itself becomes a number."""
+# `coming` is the momentum of the step after this one, which only a look-ahead asks for: a function
+# of t may end with the last step. `varies`: a buffer is needed even where the momentum is 0 just
+# now. Both are read off before `momentum` itself becomes a number.
+_MOMENTUM = """\
+    coming = {given}
+    varies = bool(coming)
+    if type(momentum) is not float:
+        varies = varies or check_momentum.varies(momentum)
+        if coming is None and ({looks_ahead}):
+            coming = check_momentum.coming('momentum', momentum{argument})
+{check}    if coming is None:
+        coming = momentum
+"""
+
+
+def _checks_text(
+    declaration: Declaration, hypers: tuple[Hyperparameter, ...], argument: str = ""
+) -> str:
+    """The checks of all arguments; `momentum` comes last, and with it what follows from it."""
     names = {hyper.name for hyper in hypers}
-    if "momentum" not in names:
-        return ""
-    given = "next_momentum" if "next_momentum" in names else "None"
-    return (
-        f"    coming = {given}\n"
-        "    if coming is None:\n"
-        "        coming = momentum\n"
-        "        if type(coming) is not float:\n"
-        f"            coming = check_momentum.coming('momentum', momentum{argument})\n"
-    )
-
-
-def _checks_text(hypers: tuple[Hyperparameter, ...], argument: str = "") -> str:
-    """`next_momentum` first, then what follows from it and from `momentum`, then the others."""
-    first = [hyper for hyper in hypers if hyper.name == "next_momentum"]
-    others = [hyper for hyper in hypers if hyper.name != "next_momentum"]
-    texts = [_check_text(hyper, argument) for hyper in first]
-    texts += [_coming_text(hypers, argument)]
-    return "".join([*texts, *(_check_text(hyper, argument) for hyper in others)])
+    texts = [_check_text(hyper, argument) for hyper in hypers if hyper.name != "momentum"]
+    for momentum in (hyper for hyper in hypers if hyper.name == "momentum"):
+        looks_ahead = (
+            "nesterov" if "nesterov" in names else declaration.derived.get("nesterov", "False")
+        )
+        text = _MOMENTUM.format(
+            given="next_momentum" if "next_momentum" in names else "None",
+            looks_ahead=looks_ahead,
+            argument=argument,
+            check=_check_text(momentum, argument),
+        )
+        texts.append(text)
+    return "".join(texts)
 
 
 def _choice_text(
@@ -213,7 +224,7 @@ def make_step(
     text = _STEP.format(
         name=declaration.function,
         arguments=", ".join(arguments),
-        checks=_checks_text((*scalars, *hypers)),
+        checks=_checks_text(declaration, (*scalars, *hypers)),
         choice=_choice_text(declaration, rules, use),
     )
     constants = _constants((*scalars, *hypers))
@@ -267,7 +278,7 @@ def make_packer(declaration: Declaration) -> Packer:
 
     text = _PACKER.format(
         reads="".join(reads),
-        checks=_checks_text(hypers, ", t"),
+        checks=_checks_text(declaration, hypers, ", t"),
         choice=_choice_text(declaration, tuple(declaration.rules), use),
     )
     return _compile("pack", text, _constants(hypers), {})  # type: ignore[no-any-return]

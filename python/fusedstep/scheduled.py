@@ -101,6 +101,11 @@ class MomentumRange(Scheduled):
         """The momentum now."""
         return schedule.current_momentum
 
+    @staticmethod
+    def varies(value: Any) -> bool:
+        """Whether the momentum may be another one in the next step, without being set."""
+        return not isinstance(value, numbers.Real)
+
     def coming(self, name: str, value: Any, t: int | None = None) -> float:
         """The momentum of the step after this one, as far as it is known."""
         if isinstance(value, MomentumSchedule):
