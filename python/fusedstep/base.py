@@ -460,7 +460,7 @@ class Optimizer(ABC):
 def _check_first(name: str, check: Check, value: Any) -> None:
     """What a constructor can check of an argument: not what a function will return."""
     may_be_function = isinstance(check, Scheduled) or check is weight_decay_range
-    if not (may_be_function and callable(value)):
+    if not (may_be_function and callable(value) and not isinstance(value, type)):
         check.at(name, value, 0) if isinstance(check, Scheduled) else check(name, value)
 
 

@@ -56,8 +56,10 @@ class Scheduled(Real):
                 f"{name}: a call cannot know how many steps came before it; pass {name}=f(t), or "
                 "use an optimizer object, which counts"
             )
+        if isinstance(function, type):  # `StepLR` for `StepLR(...)`: it would be called with t
+            raise TypeError(f"{name}: got the class {function.__name__}, pass an object of it")
         value = function(t)
-        if callable(value):
+        if callable(value) or isinstance(value, (Schedule, MomentumSchedule)):
             raise TypeError(f"{name}: the function of t returned {shown(value)}, no number")
         number: float = self.at(name, value, None)
         return number
