@@ -276,11 +276,13 @@ class Optimizer(ABC):
         """A row for each of the decays of a group's arrays."""
         if len(group) != len(self.defaults) + 1:
             raise KeyError
-        self._check_form(group)
         pack, decay = type(self)._pack, group["weight_decay"]
         if callable(decay):
-            return [pack(group, self._steps, each) for each in decays]
-        return [pack(group, self._steps, decay)] * len(decays)
+            rows = [pack(group, self._steps, each) for each in decays]
+        else:
+            rows = [pack(group, self._steps, decay)] * len(decays)
+        self._check_form(group)  # of values that are in range
+        return rows
 
     def _check_form(self, group: Group) -> None:  # noqa: B027
         """Refuses hyper-parameters that do not go together."""

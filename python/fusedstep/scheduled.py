@@ -131,7 +131,8 @@ class BetasRange(Scheduled):
 
     def at(self, name: str, value: Any, t: int | None) -> tuple[float, float]:
         """Both numbers after `t` applied steps."""
-        if isinstance(value, str) or not isinstance(value, (Sequence, np.ndarray)):
+        sequence = isinstance(value, Sequence) or (isinstance(value, np.ndarray) and value.ndim > 0)
+        if isinstance(value, str) or not sequence:
             raise TypeError(f"{name}: expected {self}, got {shown(value)}")
         if len(value) != 2:
             raise ValueError(f"{name}: expected {self}, got {len(value)} of them")
