@@ -12,7 +12,7 @@ from fusedstep.schedules import MomentumSchedule, Schedule
 if TYPE_CHECKING:
     from fusedstep.base import Optimizer
 
-_PLAIN = (bool, int, float, str, tuple, type(None))
+_PLAIN = (bool, int, float, str, type(None))
 
 
 def describe(optimizer: Optimizer) -> str:
@@ -62,6 +62,9 @@ def _counted(size: int, noun: str) -> str:
 
 def _brief(value: Any) -> str:
     """Functions by name, schedules as they describe themselves, arrays only by type."""
+    if type(value) in {list, tuple}:
+        text = ", ".join(map(_brief, value))
+        return f"[{text}]" if isinstance(value, list) else f"({text})"
     if isinstance(value, (*_PLAIN, Schedule, MomentumSchedule)):
         return repr(value)
     return str(getattr(value, "__name__", shown(value)))
@@ -69,4 +72,10 @@ def _brief(value: Any) -> str:
 
 def _differs(value: Any, default: Any) -> bool:
     """Without asking an array what it holds."""
-    return value is not default and not (isinstance(value, _PLAIN) and value == default)
+    return value is not default and not (_is_plain(value) and value == default)
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, tuple):
+        return all(map(_is_plain, value))
+    return isinstance(value, _PLAIN)
