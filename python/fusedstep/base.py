@@ -119,6 +119,7 @@ class Optimizer(ABC):
             ValueError: If there is no array, a group has an unknown key or a value out of range,
                 or an array is registered already. Nothing has changed then.
         """
+        self._check_groups()
         again = any(tree is params for tree in self._trees)
         listed = params if is_group_list(params) else None
         new = [] if again else read_groups(params, self.defaults)
@@ -128,8 +129,7 @@ class Optimizer(ABC):
         keys = leaf_keys(plan, groups)
         members = assign_rows(plan, groups)
         self._rows(groups, members)
-        if self._plan is not None and self._plan.has_accumulated():
-            raise ValueError("params: gradients wait for a step; call step() or zero_grad() first")
+        self._check_not_accumulated("params")
         own_lr = ["lr" in group for group in listed] if listed else [False] * len(new)
         self._follow += [len(self.param_groups) + k for k, own in enumerate(own_lr) if not own]
         self.param_groups += new
@@ -152,6 +152,11 @@ class Optimizer(ABC):
                 "params: no parameters are registered; pass them to the constructor or to "
                 "register_trainable_weights"
             )
+        self._check_groups()
+        return self._plan
+
+    def _check_groups(self) -> None:
+        """Refuses groups that were deleted, or trees that were replaced, behind our back."""
         same = len(self.param_groups) == len(self._trees)
         for group, tree in zip(self.param_groups, self._trees, strict=False):
             same = same and group.get("params") is tree
@@ -160,7 +165,10 @@ class Optimizer(ABC):
                 "param_groups: a group or its 'params' was replaced; assign to arrays in place "
                 "(array[...] = new), and add groups with add_param_group"
             )
-        return self._plan
+
+    def _check_not_accumulated(self, name: str) -> None:
+        if self._plan is not None and self._plan.has_accumulated():
+            raise ValueError(f"{name}: gradients wait for a step; call step() or zero_grad() first")
 
     # --- the step -----------------------------------------------------------------------------
 
@@ -295,6 +303,7 @@ class Optimizer(ABC):
 
     def _lr_holders(self) -> list[Group]:
         """Where `lr` is kept: groups without a learning rate of their own, else all; defaults."""
+        self._check_groups()
         following = [self.param_groups[index] for index in self._follow]
         return [*(following or self.param_groups), self.defaults]
 
