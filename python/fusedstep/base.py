@@ -339,7 +339,8 @@ class Optimizer(ABC):
     def lr_scheduler(self) -> Schedule:
         """The schedule behind `lr`; a constant one if `lr` is no schedule.
 
-        Assigning a schedule gives it to the groups whose learning rate `lr` is.
+        Assigning a schedule gives it to the groups whose learning rate `lr` is. The schedule of a
+        plain number gives them that number.
         """
         lr = self._lr_holders()[0]["lr"]
         return lr if isinstance(lr, Schedule) else self._plain_lr
@@ -348,8 +349,10 @@ class Optimizer(ABC):
     def lr_scheduler(self, schedule: Schedule) -> None:
         if not isinstance(schedule, Schedule):
             raise TypeError(f"lr_scheduler: expected a schedule, got {shown(schedule)}")
+        plain = isinstance(schedule, _PlainLR)  # it would ask the optimizer, which would ask it
+        lr = schedule.current_lr if plain else schedule
         for group in self._lr_holders():
-            group["lr"] = schedule
+            group["lr"] = lr
 
     # --- state --------------------------------------------------------------------------------
 
