@@ -374,6 +374,8 @@ class Optimizer(ABC):
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Takes over a state that `state_dict` gave; buffers are copied.
 
+        Gradients that were accumulated before are dropped.
+
         Raises:
             TypeError: If something in it is of a wrong kind, a list where a buffer belongs, say.
             ValueError: If keys, shapes, dtypes, groups, numbers or schedules do not fit, or the
@@ -398,8 +400,8 @@ class Optimizer(ABC):
 
         Raises:
             TypeError: If a name is no state of this optimizer, or a leaf no array.
-            ValueError: If trees or shapes disagree or a number is out of range. Nothing has changed
-                then.
+            ValueError: If trees or shapes disagree, a number is out of range, or accumulated
+                gradients wait for a step. Nothing has changed then.
 
         Example:
             >>> import numpy as np, fusedstep as fs
@@ -412,6 +414,7 @@ class Optimizer(ABC):
         """
         from fusedstep import checkpoints
 
+        self._check_not_accumulated("set_state")
         scalars = {"step": step, "mu_product": mu_product}
         checkpoints.assign(self, trees, {k: v for k, v in scalars.items() if v is not None})
 
@@ -432,6 +435,8 @@ class Optimizer(ABC):
     def load(self, path: str | PathLike[str], *, params: bool = True) -> None:
         """Reads a file of `save` into the optimizer and, in place, into the parameters.
 
+        Gradients that were accumulated before are dropped.
+
         Args:
             path: File to read.
             params: False leaves the parameters as they are, even if the file has them.
@@ -446,6 +451,7 @@ class Optimizer(ABC):
         checkpoints.load(self, path, params=params)
 
     def __getstate__(self) -> dict[str, Any]:
+        self._check_not_accumulated("copy")  # a copy has no sums
         plan = self._plan
         leaves = []
         if plan is not None:
