@@ -41,12 +41,29 @@ def storages(rule: str, candidates: tuple[tuple[str, str, str], ...]) -> list[tu
     return list({(p, g): (p, g, s) for p, g, s in candidates}.values())
 
 
+class Rising(fs.MomentumSchedule):
+    """A momentum of which only this one and the coming one matter."""
+
+    def __init__(self, now: float, coming: float) -> None:
+        super().__init__()
+        self.now, self.coming = now, coming
+
+    def at(self, t: int) -> float:
+        """The momentum of epoch `t`, which is never moved."""
+        return self.coming if t else self.now
+
+
+def _first_beta(given: dict[str, Any]) -> Any:
+    now, coming = given.pop("beta1"), given.pop("next_beta1", None)
+    return now if coming in {None, now} else Rising(now, coming)
+
+
 def public_form(rule: str, hyper: dict[str, Any]) -> tuple[Callable[..., fs.StepResult], dict]:
     """The public function of a rule and form, and the arguments that choose them."""
     family = rule.partition("_")[0]
     given = dict(hyper)
     if "beta1" in given:
-        given["betas"] = (given.pop("beta1"), given.pop("beta2"))
+        given["betas"] = (_first_beta(given), given.pop("beta2"))
     if rule == "momentum":
         family = "nesterov" if given.pop("nesterov") else rule
     if family == "adam":

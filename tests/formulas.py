@@ -102,6 +102,18 @@ def exp_of_negative(x: float) -> float:
     return total * power(0.5, n)
 
 
+def one_minus_power(base: float, n: int) -> float:
+    """1 - base**n by repeated squaring, from 1 - b**2 = (1 - b)(1 + b)."""
+    result, done, rest = 0.0, 1.0, 1.0 - base
+    while n > 0:
+        if n & 1:
+            result += done * rest
+            done *= base
+        n, rest = n >> 1, rest * (1.0 + base)
+        base *= base
+    return result
+
+
 def average_weights(beta: float) -> list[float]:
     """The smaller of the two weights, at its place: of what comes in, of what was there."""
     return [1.0 - beta, 0.0] if beta >= 0.5 else [0.0, beta]
@@ -122,8 +134,8 @@ def prepare_adam(h: dict[str, Any], at: Progress) -> list[float]:
         0.0 if decoupled else h["weight_decay"],
         *average_weights(h["beta1"]),
         *average_weights(h["beta2"]),
-        1.0 / math.sqrt(1.0 - power(h["beta2"], at.step)),
-        -h["lr"] / (1.0 - power(h["beta1"], at.step)),
+        1.0 / math.sqrt(one_minus_power(h["beta2"], at.step)),
+        -h["lr"] / one_minus_power(h["beta1"], at.step),
         h["eps"],
         h["lr"] * h["weight_decay"] if decoupled else 0.0,
     ]
@@ -157,15 +169,15 @@ def _adam_descent(k: Sequence[float], p: Array, m: Array, s: Array) -> Array:
         return _add_scaled(S, m / fma(R, np.sqrt(s), eps, p.dtype), _add_scaled(-D, p, p))
 
 
-def mu_of_nadam(h: dict[str, Any], t: int) -> float:
+def mu_of_nadam(h: dict[str, Any], t: int, beta: str = "beta1") -> float:
     """beta1 (1 - 0.96**(t psi) / 2)."""
     log_of_0_96 = float.fromhex("-0x1.4e69ed6d80eb3p-5")
-    return h["beta1"] * (1.0 - 0.5 * exp_of_negative(t * h["momentum_decay"] * log_of_0_96))
+    return h[beta] * (1.0 - 0.5 * exp_of_negative(t * h["momentum_decay"] * log_of_0_96))
 
 
 def prepare_nadam(h: dict[str, Any], at: Progress) -> list[float]:
     """Makes wd, c1, b1, c2, b2, G, M, R, S, eps, D."""
-    mu, next_mu = mu_of_nadam(h, at.step), mu_of_nadam(h, at.step + 1)
+    mu, next_mu = mu_of_nadam(h, at.step), mu_of_nadam(h, at.step + 1, "next_beta1")
     product = at.product * mu
     decoupled = h["decoupled_weight_decay"]
     return [
@@ -174,7 +186,7 @@ def prepare_nadam(h: dict[str, Any], at: Progress) -> list[float]:
         *average_weights(h["beta2"]),
         (1.0 - mu) / (1.0 - product),
         next_mu / (1.0 - product * next_mu),
-        1.0 / math.sqrt(1.0 - power(h["beta2"], at.step)),
+        1.0 / math.sqrt(one_minus_power(h["beta2"], at.step)),
         -h["lr"],
         h["eps"],
         h["lr"] * h["weight_decay"] if decoupled else 0.0,

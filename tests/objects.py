@@ -40,7 +40,8 @@ def oracle(
     declaration = kind.declaration
     rule = next(rule for rule, when in declaration.rules.items() if eval(when, {}, h))
     derived = {name: eval(text, {}, h) for name, text in declaration.derived.items()}
-    known = {"next_momentum": h.get("momentum"), **h, **derived}
+    coming = {"next_momentum": h.get("momentum"), "next_beta1": h.get("betas", [None])[0]}
+    known = {**coming, **h, **derived}
     slots = reference.RULES[rule].slots
     limits = ("rescale_grad", "maximize", "grad_clip_norm", "grad_clip_value")
     state = [reference.arithmetic_of(p.dtype) for p in params]

@@ -115,8 +115,10 @@ class Rule:
     factor: Callable[[dict[str, Any], int], float] | None = None
 
     def hyper(self, **given: Any) -> dict[str, Any]:
-        """All hyper-parameters of the rule; `next_momentum` follows `momentum`."""
+        """All hyper-parameters of the rule; the coming momentum follows this one."""
         h = {**self.defaults, **given}
+        if h.get("next_beta1", 0) is None:
+            h["next_beta1"] = h["beta1"]
         if h.get("next_momentum", 0) is None:
             h["next_momentum"] = h["momentum"]
         return h
@@ -232,10 +234,11 @@ RULES["nadam"] = Rule(
     prepare_nadam,
     nadam,
     ("exp_avg", "exp_avg_sq"),
-    {**ADAM_DEFAULTS, "momentum_decay": 4e-3},
+    {**ADAM_DEFAULTS, "next_beta1": None, "momentum_decay": 4e-3},
     {
         **ADAM_CASES,
         "no momentum decay": {"momentum_decay": 0.0},
+        "rising beta1": {"beta1": 0.7, "next_beta1": 0.95},
         "Keras": {"momentum_decay": 1.0},
         "steep": {"momentum_decay": 2e4},
     },

@@ -156,4 +156,5 @@ def test_readme_opens_with_the_two_commands() -> None:
 def test_links_to_files_exist() -> None:
     for document in [*ROOT.glob("*.md"), *PAGES]:
         for target in re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", document.read_text()):
-            assert (document.parent / target).exists(), f"{document.name}: {target}"
+            made = target.startswith("generated/")  # by the build, which fails without them
+            assert made or (document.parent / target).exists(), f"{document.name}: {target}"

@@ -214,7 +214,7 @@ def test_repr_of_schedules_and_functions() -> None:
     text = repr(fs.NAdam([np.ones(2)], lr=lambda _: 0.1, betas=(ramp, 0.99)))
     assert text == "NAdam(lr=<lambda>, betas=(ramp, 0.99); 1 array, 1 group, 0 steps)"
     assert "Rising" in repr(fs.Adam([np.ones(2)], betas=(Rising(), 0.99)))
-    assert "betas=(0.8, 0.99)" in repr(fs.Adam([np.ones(2)], betas=[0.8, 0.99]))
+    assert "betas=[0.8, 0.99]" in repr(fs.Adam([np.ones(2)], betas=[0.8, 0.99]))
 
 
 def test_repr_of_groups() -> None:

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Callable
 from typing import Any
 
+import driver
 import fusedstep as fs
 import numpy as np
 import objects
@@ -61,8 +62,8 @@ BY_HAND: dict[str, tuple[Callable[..., fs.Optimizer], Step]] = {
     ),
     "NAdam": (
         lambda params, lr, mu: fs.NAdam(params, lr, (mu, 0.99)),
-        lambda p, g, state, lr, mu, _: (
-            fs.fused_nadam_step(p, g, **state, lr=lr, betas=(mu, 0.99)).state
+        lambda p, g, state, lr, mu, coming: (
+            fs.fused_nadam_step(p, g, **state, lr=lr, betas=(driver.Rising(mu, coming), 0.99)).state
         ),
     ),
     "Adam": (
@@ -253,7 +254,7 @@ def test_what_a_function_returns_is_checked(value: Any, kind: type[Exception], t
 
 @pytest.mark.parametrize(
     ("kind", "options"),
-    [(fs.SGD, {}), (fs.Momentum, {}), (fs.RMSprop, {}), (fs.NAdam, {"betas": 1})],
+    [(fs.SGD, {}), (fs.Momentum, {}), (fs.RMSprop, {}), (fs.Adam, {"betas": 1})],
 )
 def test_only_nesterov_forms_look_ahead(kind: Any, options: dict[str, Any]) -> None:
     """A table of momenta may end with the last step of the others."""
@@ -266,6 +267,8 @@ def test_only_nesterov_forms_look_ahead(kind: Any, options: dict[str, Any]) -> N
         opt.step([np.ones(3)])
     with pytest.raises(IndexError):
         fs.MomentumNesterov([np.ones(3)], momentum=table[:1].__getitem__)
+    with pytest.raises(IndexError):
+        fs.NAdam([np.ones(3)], betas=(table[:1].__getitem__, 0.9))
 
 
 def test_schedules_stay_in_their_places() -> None:

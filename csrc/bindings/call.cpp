@@ -222,17 +222,18 @@ void Call::add_leaf(std::size_t index, const Leaf& leaf, const LeafNames& names,
   tensor_groups_.push_back(static_cast<std::uint32_t>(group));
 }
 
-py::object Call::make_zeros(PyObject* param, const Place& place) {
-  Buffer buffer;
+std::size_t Call::make_sum(PyObject* param, bool waits, const Place& place, py::object& sum) {
+  Buffer buffer, old;
   Owners owners;
   import_buffer(param, place, owners, buffer);
-  return create_state(param, buffer, place);
-}
-
-std::size_t Call::count_chunks(PyObject* array, const Place& place) {
-  Buffer buffer;
-  Owners owners;
-  import_buffer(array, place, owners, buffer);
+  if (sum && !waits) {  // the parameter may have changed since the sum was made
+    import_buffer(sum.ptr(), place, owners, old);
+    const bool wide = buffer.scalar == Scalar::float64;
+    const bool fits = old.scalar == (wide ? Scalar::float64 : Scalar::float32) &&
+                      old.same_shape(buffer) && old.same_order(buffer);
+    if (!fits) sum = py::object();
+  }
+  if (!sum) sum = create_state(param, buffer, place);
   return static_cast<std::size_t>((buffer.numel + chunk_size - 1) / chunk_size);
 }
 
@@ -518,7 +519,8 @@ StepReport Call::run(const Policy& policy, py::handle grad_norm, std::size_t lea
   outcome.tensor_norms = tensor_norms_.data();
   outcome.clip_coefs = clip_coefs_.data();
   StepReport report;
-  if (measure) report.tensor_norms = py::array_t<double>(static_cast<py::ssize_t>(leaves));
+  if (measure && !given)
+    report.tensor_norms = py::array_t<double>(static_cast<py::ssize_t>(leaves));
   run_kernels([&] { cpu::step(call, outcome); });
   if (policy.on_nonfinite == OnNonfinite::raise && outcome.nonfinite) {
     raise_nonfinite(outcome, spell);

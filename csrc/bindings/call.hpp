@@ -93,10 +93,10 @@ class Call {
   void add_leaf(std::size_t index, const Leaf& leaf, const LeafNames& names, std::uint32_t row,
                 std::size_t group = 0);
 
-  /// Zeros in the form of a parameter, of its arithmetic type, by its own library.
-  static py::object make_zeros(PyObject* param, const Place& place);
-  /// Into how many chunks a step cuts an array.
-  static std::size_t count_chunks(PyObject* array, const Place& place);
+  /// Makes, where there is none yet or it does not fit any more, what gathers a parameter's
+  /// gradients: zeros of its form and arithmetic type, by its own library. One that `waits` for a
+  /// step is left alone. Returns how many chunks it has.
+  static std::size_t make_sum(PyObject* param, bool waits, const Place& place, py::object& sum);
 
   /// Only checks that an array can be updated.
   void add_output(std::size_t index, PyObject* object, const Place& place);

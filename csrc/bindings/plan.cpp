@@ -28,6 +28,33 @@ class LeafCall final : public LeafVisitor {
 
 }  // namespace
 
+// ---- one call at a time -----------------------------------------------------------------------
+
+/// Importing runs code of others, and kernels run without the GIL: a call that came in between
+/// would find states and counts half-way.
+class Plan::Busy {
+ public:
+  explicit Busy(Plan& plan) : busy_(plan.busy_) {
+    plan.check_idle();
+    busy_ = true;
+  }
+  ~Busy() { busy_ = false; }
+  Busy(const Busy&) = delete;
+  Busy& operator=(const Busy&) = delete;
+
+ private:
+  bool& busy_;
+};
+
+void Plan::check_idle() const {
+  if (!busy_) return;
+  throw std::runtime_error(
+      "the optimizer is already in use by another call: by another thread, or by code that a call "
+      "of it runs");
+}
+
+// ---- registration ---------------------------------------------------------------------------
+
 Plan::Plan(const py::sequence& trees, const py::sequence& names, std::vector<std::string> slots)
     : slots_(std::move(slots)) {
   if (slots_.size() > max_slots) throw InternalError("too many state buffers");
@@ -88,6 +115,7 @@ Plan::Entry& Plan::at(std::size_t index) {
 }
 
 py::dict Plan::get_state(std::size_t index) const {
+  check_idle();
   py::dict buffers;
   for (std::size_t k = 0; k < slots_.size(); ++k) {
     if (at(index).states[k]) buffers[slots_[k].c_str()] = at(index).states[k];
@@ -96,6 +124,7 @@ py::dict Plan::get_state(std::size_t index) const {
 }
 
 void Plan::set_state(std::size_t index, const py::dict& buffers) {
+  const Busy busy(*this);
   Entry& entry = at(index);
   // Spelt in errors only: a walk to the leaf, for every leaf, would be quadratic.
   std::vector<Path> path(entry.path.size());
@@ -118,10 +147,12 @@ void Plan::set_state(std::size_t index, const py::dict& buffers) {
 }
 
 py::tuple Plan::get_progress(std::size_t index) const {
+  check_idle();
   return py::make_tuple(at(index).steps, at(index).product);
 }
 
 void Plan::set_progress(std::size_t index, std::int64_t steps, double product) {
+  check_idle();
   at(index).steps = steps;
   at(index).product = product;
 }
@@ -193,9 +224,10 @@ class Plan::Walker {
 
  private:
   void visit(PyObject* const* nodes, const Path* path) {
-    py::object own;
+    py::object own, copy;
     PyObject* grad = nodes[1];
     if (asks_leaves_) {
+      copy = py::reinterpret_borrow<py::object>(nodes[2]);  // an attribute may be anyone's code
       own = own_gradient(next_, path);
       grad = own.is_none() ? nullptr : own.ptr();
     }
@@ -313,7 +345,8 @@ class Plan::StepFiller final : public Walker {
 
 py::object Plan::step(py::handle grads, const py::sequence& rows, py::handle policy,
                       py::handle grad_norm, py::handle param_copy) {
-  const bool accumulated = has_accumulated();
+  const Busy busy(*this);
+  const bool accumulated = any_accumulated();
   if (accumulated && !grads.is_none()) {
     throw py::value_error(
         "grads: gradients were accumulated and wait for a step; call step() without any, or "
@@ -372,8 +405,10 @@ class Plan::SumFiller final : public Walker {
  private:
   void add(std::size_t index, PyObject* grad, PyObject* /*copy*/, const LeafNames& names) override {
     Entry& entry = plan_.leaves_[index];
-    if (!entry.sum) entry.sum = Call::make_zeros(entry.param.ptr(), {names.param, names.path});
-    entry.sum_squares.resize(Call::count_chunks(entry.sum.ptr(), {names.param, names.path}));
+    const auto held = py::reinterpret_borrow<py::object>(grad);
+    const Place place{names.param, names.path};
+    entry.sum_squares.resize(
+        Call::make_sum(entry.param.ptr(), entry.accumulated, place, entry.sum));
     Leaf leaf{entry.sum.ptr(), grad, nullptr, {}};
     leaf.chunk_sums = entry.sum_squares.data();
     call_.add_leaf(index, leaf, names, entry.accumulated ? 1 : 0);
@@ -383,6 +418,7 @@ class Plan::SumFiller final : public Walker {
 };
 
 void Plan::accumulate(py::handle grads, double scale) {
+  const Busy busy(*this);
   const Call::Handle call = Call::make();
   SumFiller filler(*this, *call, scale);
   walk_trees(filler, grads, py::none());
@@ -395,6 +431,11 @@ void Plan::accumulate(py::handle grads, double scale) {
 }
 
 bool Plan::has_accumulated() const {
+  check_idle();
+  return any_accumulated();
+}
+
+bool Plan::any_accumulated() const {
   return std::any_of(leaves_.begin(), leaves_.end(), [](const Entry& e) { return e.accumulated; });
 }
 
@@ -409,6 +450,7 @@ void Plan::drop_accumulated(bool free_memory) {
 }
 
 void Plan::zero_grad(bool set_to_none) {
+  const Busy busy(*this);
   drop_accumulated(set_to_none);
   for (const Entry& entry : leaves_) {
     const py::object grad = py::getattr(entry.param, "grad", py::none());

@@ -22,7 +22,10 @@ class Plan {
   std::size_t tree(std::size_t index) const { return at(index).tree; }
   py::tuple path(std::size_t index) const { return at(index).path; }
   std::size_t get_row(std::size_t index) const { return at(index).row; }
-  void set_row(std::size_t index, std::size_t row) { at(index).row = row; }
+  void set_row(std::size_t index, std::size_t row) {
+    check_idle();
+    at(index).row = row;
+  }
   py::dict get_state(std::size_t index) const;
   void set_state(std::size_t index, const py::dict& buffers);
   py::tuple get_progress(std::size_t index) const;
@@ -51,10 +54,13 @@ class Plan {
     std::size_t tree = 0;
     std::size_t row = 0;
   };
+  class Busy;
   class Walker;
   class StepFiller;
   class SumFiller;
 
+  void check_idle() const;
+  bool any_accumulated() const;
   const Entry& at(std::size_t index) const;
   Entry& at(std::size_t index);
   void check_outputs() const;
@@ -68,6 +74,7 @@ class Plan {
   std::vector<std::array<int, max_slots>> slot_indices_;  ///< [rule][slot of the rule]
   std::vector<std::size_t> ends_;  ///< per tree: the index after its last leaf
   std::vector<Entry> leaves_;
+  bool busy_ = false;  ///< a call is under way
 };
 
 void bind_plan(py::module_& module);

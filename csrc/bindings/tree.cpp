@@ -29,7 +29,15 @@ class Walker {
       ~Leave() { Py_LeaveRecursiveCall(); }
     } leave;
     if (is_sequence(nodes[0])) return visit_sequence(nodes, path);
+    if (PyDict_Check(nodes[0])) return visit_dict(nodes[0], nodes, path);
+    if (is_array(nodes[0])) return visit_leaf(nodes, path);
+    const Hold hold(nodes, forest_.size);
     if (const py::object dict = dict_of(nodes[0])) return visit_dict(dict.ptr(), nodes, path);
+    visit_leaf(nodes, path);
+  }
+
+ private:
+  void visit_leaf(PyObject* const* nodes, const Path* path) {
     for (int k = 1; k < forest_.size; ++k) {
       if (nodes[k] == nullptr || !is_sequence(nodes[k])) continue;
       if (!forest_.tuples_are_leaves) mismatch(k, nodes, path);
@@ -37,7 +45,6 @@ class Walker {
     visitor_.leaf(nodes, path);
   }
 
- private:
   Place place(int tree, const Path* path) const { return {forest_.names[tree], path}; }
 
   [[noreturn]] void mismatch(int tree, PyObject* const* nodes, const Path* path) const {

@@ -15,6 +15,19 @@ FUSEDSTEP_HD double power(double base, std::int64_t n) {
   return result;
 }
 
+/// 1 - base^n by repeated squaring, n >= 0, without the cancellation of a base close to 1:
+/// 1 - b^2 = (1 - b)(1 + b) and 1 - b^(m+n) = (1 - b^m) + b^m (1 - b^n).
+FUSEDSTEP_HD double one_minus_power(double base, std::int64_t n) {
+  double result = 0.0, done = 1.0, rest = 1.0 - base;  // `done` is 1 - result, to its own rounding
+  for (; n > 0; n >>= 1, rest *= 1.0 + base, base *= base) {
+    if (n & 1) {
+      result += done * rest;
+      done *= base;
+    }
+  }
+  return result;
+}
+
 /// e^x for x <= 0: 2^-n e^r with |r| <= ln(2)/2, and the Taylor series of e^r.
 FUSEDSTEP_HD double exp_of_negative(double x) {
   constexpr double log2_of_e = 0x1.71547652b82fep+0;

@@ -3,6 +3,8 @@
 #include <iterator>
 #include <type_traits>
 
+#include "cpu/float_env.hpp"
+
 namespace fusedstep::cpu {
 
 namespace {
@@ -37,7 +39,10 @@ double product_of(RuleList<All...> /*rules*/, const Row& row) {
 
 }  // namespace
 
-double product_after(const Row& row) { return product_of(Rules{}, row); }
+double product_after(const Row& row) {
+  const FloatEnvironment environment;
+  return product_of(Rules{}, row);
+}
 
 const std::vector<RuleInfo>& rule_infos() {
   static const std::vector<RuleInfo> infos = infos_of(Rules{});

@@ -35,8 +35,8 @@ struct Adam {
     k[0] = h.decoupled_weight_decay != 0 ? 0.0 : h.weight_decay;
     prepare_average(h.beta1, k + 1);
     prepare_average(h.beta2, k + 3);
-    k[5] = 1.0 / sqrt(1.0 - power(h.beta2, at.step));
-    k[6] = -h.lr / (1.0 - power(h.beta1, at.step));
+    k[5] = 1.0 / sqrt(one_minus_power(h.beta2, at.step));
+    k[6] = -h.lr / one_minus_power(h.beta1, at.step);
     k[7] = h.eps;
     k[8] = h.decoupled_weight_decay != 0 ? h.lr * h.weight_decay : 0.0;
   }

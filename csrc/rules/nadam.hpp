@@ -15,14 +15,16 @@ namespace fusedstep {
 ///   d <- fma(R, sqrt(s), eps)                   R = 1 / sqrt(1 - beta2^t)
 ///   p <- fma(S, u/d, fma(-D, p, p))             S = -lr, D = lr*wd decoupled, else 0
 ///
-/// mu_t = beta1 (1 - 0.96^(t psi) / 2) with psi = momentum_decay. G*g is rounded first.
+/// mu_t = beta1 (1 - 0.96^(t psi) / 2) with psi = momentum_decay; mu_{t+1} with the beta1 of the
+/// coming step. G*g is rounded first.
 /// Sources: Dozat 2016, algorithm 2 and its section on momentum schedules; torch.optim.NAdam.
 struct NAdam {
   static constexpr const char* name = "nadam";
   static constexpr const char* slots[] = {"exp_avg", "exp_avg_sq"};
   static constexpr const char* scalars[] = {"step", "mu_product"};
   static constexpr const char* hypers[] = {
-      "lr", "beta1", "beta2", "eps", "momentum_decay", "weight_decay", "decoupled_weight_decay"};
+      "lr",  "beta1",          "next_beta1",   "beta2",
+      "eps", "momentum_decay", "weight_decay", "decoupled_weight_decay"};
   static constexpr const char* coefficients[] = {"wd", "c1", "b1", "c2",  "b2", "G",
                                                  "M",  "R",  "S",  "eps", "D"};
   /// Coefficients (by index) that an ordinary form may lack: wd, D; that it does lack: b1, b2.
@@ -30,25 +32,27 @@ struct NAdam {
   static constexpr int rare_terms[] = {2, 4};
 
   struct Hyper {
-    double lr, beta1, beta2, eps, momentum_decay, weight_decay, decoupled_weight_decay;
+    double lr, beta1, next_beta1, beta2, eps, momentum_decay, weight_decay, decoupled_weight_decay;
   };
 
   /// mu_t, whose product over all steps the state keeps.
-  FUSEDSTEP_HD static double factor(const Hyper& h, std::int64_t t) {
+  FUSEDSTEP_HD static double factor(const Hyper& h, std::int64_t t) { return mu(h.beta1, h, t); }
+
+  FUSEDSTEP_HD static double mu(double beta1, const Hyper& h, std::int64_t t) {
     constexpr double log_of_0_96 = -0x1.4e69ed6d80eb3p-5;
     const double decayed = exp_of_negative(static_cast<double>(t) * h.momentum_decay * log_of_0_96);
-    return h.beta1 * (1.0 - 0.5 * decayed);
+    return beta1 * (1.0 - 0.5 * decayed);
   }
 
   FUSEDSTEP_HD static void prepare(const Hyper& h, const Progress& at, double* k) {
-    const double mu = factor(h, at.step), next_mu = factor(h, at.step + 1);
-    const double product = at.product * mu;
+    const double mu_t = factor(h, at.step), next_mu = mu(h.next_beta1, h, at.step + 1);
+    const double product = at.product * mu_t;
     k[0] = h.decoupled_weight_decay != 0 ? 0.0 : h.weight_decay;
     prepare_average(h.beta1, k + 1);
     prepare_average(h.beta2, k + 3);
-    k[5] = (1.0 - mu) / (1.0 - product);
+    k[5] = (1.0 - mu_t) / (1.0 - product);
     k[6] = next_mu / (1.0 - product * next_mu);
-    k[7] = 1.0 / sqrt(1.0 - power(h.beta2, at.step));
+    k[7] = 1.0 / sqrt(one_minus_power(h.beta2, at.step));
     k[8] = -h.lr;
     k[9] = h.eps;
     k[10] = h.decoupled_weight_decay != 0 ? h.lr * h.weight_decay : 0.0;

@@ -292,8 +292,8 @@ class AdamW(
 class RMSprop(
     Optimizer,
     rules={
-        "rmsprop": "not centered and momentum == 0",
-        "rmsprop_centered": "momentum == 0",
+        "rmsprop": "momentum == 0 and not varies and not centered",
+        "rmsprop_centered": "momentum == 0 and not varies",
         "rmsprop_momentum": "not centered",
         "rmsprop_centered_momentum": "True",
     },

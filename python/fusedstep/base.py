@@ -119,6 +119,7 @@ class Optimizer(ABC):
             ValueError: If there is no array, a group has an unknown key or a value out of range,
                 or an array is registered already. Nothing has changed then.
         """
+        self._check_groups()
         again = any(tree is params for tree in self._trees)
         listed = params if is_group_list(params) else None
         new = [] if again else read_groups(params, self.defaults)
@@ -128,8 +129,7 @@ class Optimizer(ABC):
         keys = leaf_keys(plan, groups)
         members = assign_rows(plan, groups)
         self._rows(groups, members)
-        if self._plan is not None and self._plan.has_accumulated():
-            raise ValueError("params: gradients wait for a step; call step() or zero_grad() first")
+        self._check_not_accumulated("params")
         own_lr = ["lr" in group for group in listed] if listed else [False] * len(new)
         self._follow += [len(self.param_groups) + k for k, own in enumerate(own_lr) if not own]
         self.param_groups += new
@@ -152,6 +152,11 @@ class Optimizer(ABC):
                 "params: no parameters are registered; pass them to the constructor or to "
                 "register_trainable_weights"
             )
+        self._check_groups()
+        return self._plan
+
+    def _check_groups(self) -> None:
+        """Refuses groups that were deleted, or trees that were replaced, behind our back."""
         same = len(self.param_groups) == len(self._trees)
         for group, tree in zip(self.param_groups, self._trees, strict=False):
             same = same and group.get("params") is tree
@@ -160,7 +165,10 @@ class Optimizer(ABC):
                 "param_groups: a group or its 'params' was replaced; assign to arrays in place "
                 "(array[...] = new), and add groups with add_param_group"
             )
-        return self._plan
+
+    def _check_not_accumulated(self, name: str) -> None:
+        if self._plan is not None and self._plan.has_accumulated():
+            raise ValueError(f"{name}: gradients wait for a step; call step() or zero_grad() first")
 
     # --- the step -----------------------------------------------------------------------------
 
@@ -278,11 +286,13 @@ class Optimizer(ABC):
         """A row for each of the decays of a group's arrays."""
         if len(group) != len(self.defaults) + 1:
             raise KeyError
-        self._check_form(group)
         pack, decay = type(self)._pack, group["weight_decay"]
         if callable(decay):
-            return [pack(group, self._steps, each) for each in decays]
-        return [pack(group, self._steps, decay)] * len(decays)
+            rows = [pack(group, self._steps, each) for each in decays]
+        else:
+            rows = [pack(group, self._steps, decay)] * len(decays)
+        self._check_form(group)  # of values that are in range
+        return rows
 
     def _check_form(self, group: Group) -> None:  # noqa: B027
         """Refuses hyper-parameters that do not go together."""
@@ -295,6 +305,7 @@ class Optimizer(ABC):
 
     def _lr_holders(self) -> list[Group]:
         """Where `lr` is kept: groups without a learning rate of their own, else all; defaults."""
+        self._check_groups()
         following = [self.param_groups[index] for index in self._follow]
         return [*(following or self.param_groups), self.defaults]
 
@@ -330,7 +341,8 @@ class Optimizer(ABC):
     def lr_scheduler(self) -> Schedule:
         """The schedule behind `lr`; a constant one if `lr` is no schedule.
 
-        Assigning a schedule gives it to the groups whose learning rate `lr` is.
+        Assigning a schedule gives it to the groups whose learning rate `lr` is. The schedule of a
+        plain number gives them that number.
         """
         lr = self._lr_holders()[0]["lr"]
         return lr if isinstance(lr, Schedule) else self._plain_lr
@@ -339,8 +351,10 @@ class Optimizer(ABC):
     def lr_scheduler(self, schedule: Schedule) -> None:
         if not isinstance(schedule, Schedule):
             raise TypeError(f"lr_scheduler: expected a schedule, got {shown(schedule)}")
+        plain = isinstance(schedule, _PlainLR)  # it would ask the optimizer, which would ask it
+        lr = schedule.current_lr if plain else schedule
         for group in self._lr_holders():
-            group["lr"] = schedule
+            group["lr"] = lr
 
     # --- state --------------------------------------------------------------------------------
 
@@ -453,6 +467,7 @@ class Optimizer(ABC):
         checkpoints.load(self, path, params=params)
 
     def __getstate__(self) -> dict[str, Any]:
+        self._check_not_accumulated("copy")  # a copy has no sums
         plan = self._plan
         leaves = []
         if plan is not None:
@@ -481,7 +496,7 @@ class Optimizer(ABC):
 def _check_first(name: str, check: Check, value: Any) -> None:
     """What a constructor can check of an argument: not what a function will return."""
     may_be_function = isinstance(check, Scheduled) or check is weight_decay_range
-    if not (may_be_function and callable(value)):
+    if not (may_be_function and callable(value) and not isinstance(value, type)):
         check.at(name, value, 0) if isinstance(check, Scheduled) else check(name, value)
 
 

@@ -94,7 +94,7 @@ def _names_in(expressions: Iterable[str]) -> set[str]:
 def _row_text(declaration: Declaration, rule: str) -> str:
     names = {hyper.name for hyper in declaration.hypers} - {"next_momentum"}
     wanted = (*ROW_HEAD, *_core.rules()[rule]["hypers"])
-    other = {**declaration.derived, "next_momentum": "coming"}
+    other = {**declaration.derived, "next_momentum": "coming", "next_beta1": "coming"}
     return ", ".join(name if name in names else f"({other[name]})" for name in wanted)
 
 
@@ -109,32 +109,57 @@ def _check_text(hyper: Hyperparameter, argument: str = "") -> str:
     )
 
 
-def _coming_text(declaration: Declaration, names: set[str], argument: str) -> str:
-    """The momentum of the coming step, before `momentum` itself becomes a number."""
-    if "momentum" not in names:
-        return ""
-    given = "next_momentum" if "next_momentum" in names else "None"
-    looks_ahead = "nesterov" if "nesterov" in names else declaration.derived["nesterov"]
-    return (
-        f"    coming = {given}\n"
-        "    if coming is None:\n"
-        "        coming = momentum\n"
-        "        if type(coming) is not float:\n"
-        f"            coming = check_momentum.coming('momentum', momentum{argument}) "
-        f"if {looks_ahead} else 0.0\n"
-    )
+# `coming` is the momentum of the step after this one, which only a look-ahead asks for: a function
+# of t may end with the last step. `varies`: a buffer is needed even where the momentum is 0 just
+# now. Both are read off before `momentum` itself becomes a number.
+_MOMENTUM = """\
+    coming = {given}
+    varies = bool(coming)
+    if type(momentum) is not float:
+        varies = varies or check_momentum.varies(momentum)
+        if coming is None and ({looks_ahead}):
+            coming = check_momentum.coming('momentum', momentum{argument})
+{check}    if coming is None:
+        coming = momentum
+"""
+
+
+# The same for NAdam, whose momentum is the first of `betas`.
+_BETAS = """\
+    coming = None
+    if betas is not default_betas and not ({accepts}):
+        given = betas
+        betas = check_betas{at}('betas', given{argument})
+        coming = check_betas.coming('betas', given{argument})
+    if coming is None:
+        coming = betas[0]
+"""
 
 
 def _checks_text(
     declaration: Declaration, hypers: tuple[Hyperparameter, ...], argument: str = ""
 ) -> str:
-    """`next_momentum` first, then what follows from it and from `momentum`, then the others."""
-    early = {"next_momentum", "nesterov"}
-    first = [hyper for hyper in hypers if hyper.name in early]
-    others = [hyper for hyper in hypers if hyper.name not in early]
-    texts = [_check_text(hyper, argument) for hyper in first]
-    texts += [_coming_text(declaration, {hyper.name for hyper in hypers}, argument)]
-    return "".join([*texts, *(_check_text(hyper, argument) for hyper in others)])
+    """The checks of all arguments; `momentum` comes last, and with it what follows from it."""
+    names = {hyper.name for hyper in hypers}
+    nadam = "next_beta1" in _union(declaration.rules, "hypers")
+    apart = {"momentum", "betas"} if nadam else {"momentum"}
+    texts = [_check_text(hyper, argument) for hyper in hypers if hyper.name not in apart]
+    for betas in (hyper for hyper in hypers if hyper.name in apart - {"momentum"}):
+        at = ".at" if argument else ""
+        accepts = betas.check.accepts("betas")
+        texts.append(_BETAS.format(accepts=accepts, at=at, argument=argument))
+    for momentum in (hyper for hyper in hypers if hyper.name == "momentum"):
+        looks_ahead = (
+            "nesterov" if "nesterov" in names else declaration.derived.get("nesterov", "False")
+        )
+        text = _MOMENTUM.format(
+            given="next_momentum" if "next_momentum" in names else "None",
+            looks_ahead=looks_ahead,
+            argument=argument,
+            check=_check_text(momentum, argument),
+        )
+        texts.append(text)
+    return "".join(texts)
 
 
 def _choice_text(

@@ -63,7 +63,8 @@ def _counted(size: int, noun: str) -> str:
 def _brief(value: Any) -> str:
     """Functions by name, schedules as they describe themselves, arrays only by type."""
     if isinstance(value, (tuple, list)):
-        return f"({', '.join(map(_brief, value))})"
+        text = ", ".join(map(_brief, value))
+        return f"[{text}]" if isinstance(value, list) else f"({text})"
     if isinstance(value, (*_PLAIN, Schedule, MomentumSchedule)):
         return repr(value)
     return str(getattr(value, "__name__", shown(value)))

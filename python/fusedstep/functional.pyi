@@ -104,7 +104,7 @@ def fused_nadam_step(
         grad_clip_scope: Whose norm `grad_clip_norm` limits: of "all" gradients together, of each
             param "group", or of each "array". `r.grad_norm` is that of all gradients in any case.
         skip_grad_norm: A step whose gradients, all together and after `rescale_grad`, have a norm
-            that is larger than this (or NaN) leaves everything as it was, > 0. None: none is
+            that is larger than this (or NaN) leaves everything as it was, > 0. None or inf: none is
             skipped for its norm.
         grad_norm: The norm of all gradients, before `rescale_grad`, if the caller has reduced it
             already (over processes or shards): sqrt of the sum of all `sum_squares(grads)`.
@@ -215,7 +215,7 @@ def fused_adam_step(
         grad_clip_scope: Whose norm `grad_clip_norm` limits: of "all" gradients together, of each
             param "group", or of each "array". `r.grad_norm` is that of all gradients in any case.
         skip_grad_norm: A step whose gradients, all together and after `rescale_grad`, have a norm
-            that is larger than this (or NaN) leaves everything as it was, > 0. None: none is
+            that is larger than this (or NaN) leaves everything as it was, > 0. None or inf: none is
             skipped for its norm.
         grad_norm: The norm of all gradients, before `rescale_grad`, if the caller has reduced it
             already (over processes or shards): sqrt of the sum of all `sum_squares(grads)`.
@@ -322,7 +322,7 @@ def fused_adamw_step(
         grad_clip_scope: Whose norm `grad_clip_norm` limits: of "all" gradients together, of each
             param "group", or of each "array". `r.grad_norm` is that of all gradients in any case.
         skip_grad_norm: A step whose gradients, all together and after `rescale_grad`, have a norm
-            that is larger than this (or NaN) leaves everything as it was, > 0. None: none is
+            that is larger than this (or NaN) leaves everything as it was, > 0. None or inf: none is
             skipped for its norm.
         grad_norm: The norm of all gradients, before `rescale_grad`, if the caller has reduced it
             already (over processes or shards): sqrt of the sum of all `sum_squares(grads)`.
@@ -441,7 +441,7 @@ def fused_rmsprop_step(
         grad_clip_scope: Whose norm `grad_clip_norm` limits: of "all" gradients together, of each
             param "group", or of each "array". `r.grad_norm` is that of all gradients in any case.
         skip_grad_norm: A step whose gradients, all together and after `rescale_grad`, have a norm
-            that is larger than this (or NaN) leaves everything as it was, > 0. None: none is
+            that is larger than this (or NaN) leaves everything as it was, > 0. None or inf: none is
             skipped for its norm.
         grad_norm: The norm of all gradients, before `rescale_grad`, if the caller has reduced it
             already (over processes or shards): sqrt of the sum of all `sum_squares(grads)`.
@@ -524,7 +524,7 @@ def fused_sgd_step(
         grad_clip_scope: Whose norm `grad_clip_norm` limits: of "all" gradients together, of each
             param "group", or of each "array". `r.grad_norm` is that of all gradients in any case.
         skip_grad_norm: A step whose gradients, all together and after `rescale_grad`, have a norm
-            that is larger than this (or NaN) leaves everything as it was, > 0. None: none is
+            that is larger than this (or NaN) leaves everything as it was, > 0. None or inf: none is
             skipped for its norm.
         grad_norm: The norm of all gradients, before `rescale_grad`, if the caller has reduced it
             already (over processes or shards): sqrt of the sum of all `sum_squares(grads)`.
@@ -625,7 +625,7 @@ def fused_momentum_step(
         grad_clip_scope: Whose norm `grad_clip_norm` limits: of "all" gradients together, of each
             param "group", or of each "array". `r.grad_norm` is that of all gradients in any case.
         skip_grad_norm: A step whose gradients, all together and after `rescale_grad`, have a norm
-            that is larger than this (or NaN) leaves everything as it was, > 0. None: none is
+            that is larger than this (or NaN) leaves everything as it was, > 0. None or inf: none is
             skipped for its norm.
         grad_norm: The norm of all gradients, before `rescale_grad`, if the caller has reduced it
             already (over processes or shards): sqrt of the sum of all `sum_squares(grads)`.
@@ -731,7 +731,7 @@ def fused_nesterov_step(
         grad_clip_scope: Whose norm `grad_clip_norm` limits: of "all" gradients together, of each
             param "group", or of each "array". `r.grad_norm` is that of all gradients in any case.
         skip_grad_norm: A step whose gradients, all together and after `rescale_grad`, have a norm
-            that is larger than this (or NaN) leaves everything as it was, > 0. None: none is
+            that is larger than this (or NaN) leaves everything as it was, > 0. None or inf: none is
             skipped for its norm.
         grad_norm: The norm of all gradients, before `rescale_grad`, if the caller has reduced it
             already (over processes or shards): sqrt of the sum of all `sum_squares(grads)`.

@@ -152,6 +152,8 @@ def assign_rows(plan: _core.Plan, groups: Sequence[Group]) -> list[Members]:
 
 
 def _decay_of(decay: Callable[[str, Any], float], plan: _core.Plan, leaf: int) -> float:
+    if isinstance(decay, type):
+        raise TypeError(f"weight_decay: got the class {decay.__name__}, pass a function")
     path = dotted(plan.path(leaf))
     return weight_decay_range.number(f"weight_decay({path!r})", decay(path, plan.leaf(leaf)))
 

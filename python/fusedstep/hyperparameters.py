@@ -149,7 +149,8 @@ SkipGradNorm = Annotated[
     float | None,
     _LIMIT,
     "A step whose gradients, all together and after `rescale_grad`, have a norm that is larger "
-    "than this (or NaN) leaves everything as it was, > 0. None: none is skipped for its norm.",
+    "than this (or NaN) leaves everything as it was, > 0. None or inf: none is skipped for its "
+    "norm.",
 ]
 GradClipValue = Annotated[
     float | None,

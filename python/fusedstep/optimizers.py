@@ -31,7 +31,7 @@ from fusedstep.ranges import shown
 @final
 class SGD(
     Optimizer,
-    rules={"sgd": "momentum == 0", "momentum": "True"},
+    rules={"sgd": "momentum == 0 and not varies", "momentum": "True"},
     function="fused_sgd_step",
     function_rules=("sgd",),
     derived={"lr_in_velocity": "False", "dampen_first_step": "False"},

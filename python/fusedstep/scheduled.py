@@ -56,8 +56,10 @@ class Scheduled(Real):
                 f"{name}: a call cannot know how many steps came before it; pass {name}=f(t), or "
                 "use an optimizer object, which counts"
             )
+        if isinstance(function, type):  # `StepLR` for `StepLR(...)`: it would be called with t
+            raise TypeError(f"{name}: got the class {function.__name__}, pass an object of it")
         value = function(t)
-        if callable(value):
+        if callable(value) or isinstance(value, (Schedule, MomentumSchedule)):
             raise TypeError(f"{name}: the function of t returned {shown(value)}, no number")
         number: float = self.at(name, value, None)
         return number
@@ -101,6 +103,11 @@ class MomentumRange(Scheduled):
         """The momentum now."""
         return schedule.current_momentum
 
+    @staticmethod
+    def varies(value: Any) -> bool:
+        """Whether the momentum may be another one in the next step, without being set."""
+        return not isinstance(value, numbers.Real)
+
     def coming(self, name: str, value: Any, t: int | None = None) -> float:
         """The momentum of the step after this one, as far as it is known."""
         if isinstance(value, MomentumSchedule):
@@ -124,11 +131,16 @@ class BetasRange(Scheduled):
 
     def at(self, name: str, value: Any, t: int | None) -> tuple[float, float]:
         """Both numbers after `t` applied steps."""
-        if isinstance(value, str) or not isinstance(value, (Sequence, np.ndarray)):
+        sequence = isinstance(value, Sequence) or (isinstance(value, np.ndarray) and value.ndim > 0)
+        if isinstance(value, str) or not sequence:
             raise TypeError(f"{name}: expected {self}, got {shown(value)}")
         if len(value) != 2:
             raise ValueError(f"{name}: expected {self}, got {len(value)} of them")
         return self._first.at(f"{name}[0]", value[0], t), self.number(f"{name}[1]", value[1])
+
+    def coming(self, name: str, value: Any, t: int | None = None) -> float:
+        """The first number of the step after this one; `value` has been checked."""
+        return self._first.coming(f"{name}[0]", value[0], t)
 
     def accepts(self, variable: str) -> str:
         """True for tuples of two floats in the interval."""

@@ -58,12 +58,12 @@ void check_power() {
 // --- NAdam ------------------------------------------------------------------------------------
 
 /// Its coefficients by the formula of the paper, in long double, with the product taken along.
-void check_nadam(double beta1, double beta2, double psi) {
-  const auto mu = [&](int t) {
-    return beta1 * (1 - 0.5L * std::pow(0.96L, static_cast<long double>(t) * psi));
+void check_nadam(double beta1, double next_beta1, double beta2, double psi) {
+  const auto mu = [&](int t, double beta) {
+    return beta * (1 - 0.5L * std::pow(0.96L, static_cast<long double>(t) * psi));
   };
   Row row{};
-  const double hyper[] = {0.002, beta1, beta2, 1e-8, psi, 0.0, 0.0};
+  const double hyper[] = {0.002, beta1, next_beta1, beta2, 1e-8, psi, 0.0, 0.0};
   row.rule = 2;
   std::copy(std::begin(hyper), std::end(hyper), row.hyper);
   long double product = 1;
@@ -73,8 +73,9 @@ void check_nadam(double beta1, double beta2, double psi) {
     row.progress.step = t;
     NAdam::prepare(hyper_of<NAdam>(row), row.progress, k);
     row.progress.product = cpu::product_after(row);
-    product *= mu(t);
-    const long double right[] = {(1 - mu(t)) / (1 - product), mu(t + 1) / (1 - product * mu(t + 1)),
+    product *= mu(t, beta1);
+    const long double next = mu(t + 1, next_beta1);
+    const long double right[] = {(1 - mu(t, beta1)) / (1 - product), next / (1 - product * next),
                                  1 / std::sqrt(1 - std::pow(static_cast<long double>(beta2), t))};
     for (int i = 0; i < 3; ++i) worst = std::max(worst, relative_error(k[5 + i], right[i]));
     if (product > 1e-300L)
@@ -136,7 +137,7 @@ void check_coefficients() {
                         {coupled, 1 - b1, 0, 0, b2, root, -lr / first, eps, D});
     // psi = 0: mu_t = b1 / 2
     const long double mu = one * b1 / 2;
-    check_prepare<NAdam>({lr, b1, b2, eps, 0.0, wd, decoupled}, at,
+    check_prepare<NAdam>({lr, b1, b1, b2, eps, 0.0, wd, decoupled}, at,
                          {coupled, 1 - b1, 0, 0, b2, (1 - mu) / (1 - mu / 2),
                           mu / (1 - mu * mu / 2), root, -lr, eps, D});
     check_prepare<RmspropCenteredMomentum>({lr, b2, eps, 0.5, 0.625, 0.0, wd, decoupled}, at,
@@ -153,9 +154,9 @@ int main() {
   check_exp();
   check_power();
   for (double psi : {0.0, 0.004, 0.1, 3.0}) {
-    check_nadam(0.9, 0.999, psi);
-    check_nadam(0.99, 0.9, psi);
-    check_nadam(0.3, 0.2, psi);
+    check_nadam(0.9, 0.9, 0.999, psi);
+    check_nadam(0.99, 0.7, 0.9999999, psi);
+    check_nadam(0.3, 0.4, 0.2, psi);
   }
   check_products();
   check_averages();

@@ -101,12 +101,15 @@ def _after(a: float) -> float:
 
 
 _SPACING = 64
+_FAR = 2**20
 _marks = array("d", [1.0])  # a_0, a_64, a_128, ...: what has been computed of the sequence
 _marks_lock = Lock()
 
 
 def _nesterov_a(k: int) -> float:
     """a_k, from the mark before it in less than `_SPACING` steps."""
+    if k > _FAR:
+        return _far_a(k)
     mark, rest = divmod(k, _SPACING)
     if mark >= len(_marks):
         with _marks_lock:
@@ -118,6 +121,16 @@ def _nesterov_a(k: int) -> float:
     a = _marks[mark]
     for _ in range(rest):
         a = _after(a)
+    return a
+
+
+def _far_a(k: int) -> float:
+    """a_k for k > `_FAR`: a - log(a) / 4 grows by 1/2 at every step, but for O(1 / a^3)."""
+    start = _nesterov_a(_FAR)
+    target = start - math.log(start) / 4.0 + (k - _FAR) / 2.0
+    a = target
+    for _ in range(4):  # each time the error shrinks by 4 a > 10^6
+        a = target + math.log(a) / 4.0
     return a
 
 
