@@ -11,7 +11,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 # With the directories, so that a deleted file counts as a change.
 SOURCES := CMakeLists.txt pyproject.toml $(shell find csrc python -not -name '*.py[co]' -not -name __pycache__)
-CXX_FILES = $(shell git ls-files --cached --others --exclude-standard '*.cpp' '*.hpp')
+CXX_FILES = $(shell git ls-files --cached --others --exclude-standard '*.cpp' '*.hpp' '*.cu')
 
 .PHONY: help demo bench docs test test-all lint format sanitize wheel roofline clean
 .DELETE_ON_ERROR:

@@ -70,6 +70,11 @@ struct RmspropFormula {
 
 template <bool centered, bool has_momentum>
 struct RmspropForm : RmspropFormula {
+  FUSEDSTEP_HD static void prepare(const Hyper& h, const Progress& at, double* k) {
+    RmspropFormula::prepare(h, at, k);
+    if constexpr (!has_momentum) k[3] = 1.0;  // A is not read, and so never lacking
+  }
+
   template <class V, class T>
   FUSEDSTEP_HD static void apply(const Coefficients<T>& k, V& p, V g, V* slot) {
     V& s = slot[0];
