@@ -40,6 +40,7 @@ OURS, ROOFLINE, FUSED = "fusedstep", "roofline", "torch fused"
 CLIPPED, UNCLIPPED = "fusedstep clip", "fusedstep no clip"
 ON_TORCH = "fusedstep on torch tensors"
 FUNCTION, OBJECT = "fusedstep function", "fusedstep object"
+SHARED = "fusedstep shared state"
 FOREACH, FOR_LOOP = "torch foreach", "torch for-loop"
 
 BARS = (

@@ -33,6 +33,22 @@ def function(work: Work) -> Step:
     return step
 
 
+def function_with_own_state(work: Work) -> Step:
+    """The functional form with the state that it makes itself, as the object does.
+
+    The shared states are still in cache from the contender before; a state of its own is not.
+    """
+    method, (params, grads) = work.method, (work.split(a) for a in (work.p, work.g))
+    options = {**method.options, "grad_clip_norm": work.clip}
+    state: dict[str, Any] = {}
+
+    def step() -> None:
+        nonlocal state
+        state = method.function(params, grads, **state, **options).state
+
+    return step
+
+
 def single(work: Work) -> Step:
     """The functional form on one bare array, written as a user would."""
     function, options = work.method.function, work.method.options

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from bench import contenders as by
-from bench.bars import CLIPPED, FUNCTION, FUSED, OBJECT, ON_TORCH, OURS, ROOFLINE, UNCLIPPED
+from bench.bars import CLIPPED, FUNCTION, FUSED, OBJECT, ON_TORCH, OURS, ROOFLINE, SHARED, UNCLIPPED
 from bench.machine import ROOT
 from bench.measure import Row, timed
 from bench.methods import ADAMW, NADAM, SGD
@@ -106,7 +106,8 @@ def adamw_clip(setting: Setting) -> Row:
 
 def small(setting: Setting) -> Row:
     work = Work(setting.scale.many, 1000).with_clip()
-    steps = {OURS: by.optimizer(work), FUNCTION: by.function(work)}
+    steps = {OURS: by.optimizer(work), FUNCTION: by.function_with_own_state(work)}
+    steps[SHARED] = by.function(work)
     if by.HAS_TORCH:
         steps[ON_TORCH] = by.optimizer_on_torch(work)
     steps |= by.torch_forms(work) | {"numpy": by.numpy_loop(work)}
