@@ -399,3 +399,22 @@ def test_lucid_examples() -> None:
         each.grad = np.ones(3)
         optimizer_of.step()
     assert not mismatch(np.asarray(param), np.asarray(twin))
+
+
+def test_arrays_of_one_count_may_differ_in_their_product() -> None:
+    """They came through other momenta: each goes on by its own product."""
+    together, alone = [np.ones(3), np.ones(3)], np.ones(3)
+    pair, single = fs.NAdam(together, lr=0.1), fs.NAdam([alone], lr=0.1)
+    for step in range(3):
+        pair.step([np.full(3, 0.5)] * 2)
+        single.step([np.full(3, 0.5)])
+        if step == 0:
+            state = pair.state_dict()
+            state["state"][1]["mu_product"] = 0.3
+            pair.load_state_dict(state)
+            single.set_state(mu_product=0.3)
+    products = [entry["mu_product"] for entry in pair.state_dict()["state"].values()]
+    assert products[0] != products[1]
+    assert products[1] == single.state_dict()["state"][0]["mu_product"]
+    assert (together[1] == alone).all()
+    assert not (together[0] == alone).any()
