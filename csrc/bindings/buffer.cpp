@@ -375,7 +375,8 @@ const Producer& producer_of(PyObject* object) {
   return *last;
 }
 
-void import_buffer(PyObject* object, const Place& place, Owners& owners, Buffer& out) {
+void import_buffer(PyObject* object, const Place& place, Owners& owners, Buffer& out,
+                   const void* plain_at) {
   out.producer = &producer_of(object);
   out.readonly = false;
   enter(object, place, owners, out);
@@ -385,7 +386,9 @@ void import_buffer(PyObject* object, const Place& place, Owners& owners, Buffer&
              " without memory of its own (a wrapper, fake or distributed tensor?); pass the "
              "tensor that it holds");
   }
-  if (out.producer->is_negated != nullptr) refuse_negated(object, place, out);
+  if (out.producer->is_negated != nullptr && out.data != plain_at) {
+    refuse_negated(object, place, out);
+  }
   if (out.producer->immutable) out.readonly = true;
 }
 

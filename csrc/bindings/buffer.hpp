@@ -82,6 +82,9 @@ struct Buffer {
 };
 
 /// Imports `object`. Raises TypeError, BufferError or RuntimeError that start with the place.
-void import_buffer(PyObject* object, const Place& place, Owners& owners, Buffer& out);
+/// `plain_at`: the memory at which this very object was found not to be lazily negated before; it
+/// is not asked again then, which costs as much as the rest.
+void import_buffer(PyObject* object, const Place& place, Owners& owners, Buffer& out,
+                   const void* plain_at = nullptr);
 
 }  // namespace fusedstep::bindings

@@ -66,6 +66,10 @@ void check_order(const Buffer& buffer, const Place& place, const Buffer& param,
            " of dtype " + name_of(param) + "; use " + fix);
 }
 
+std::size_t num_chunks(std::int64_t numel) {
+  return static_cast<std::size_t>((numel + chunk_size - 1) / chunk_size);
+}
+
 bool is_half(DType dtype) { return dtype == DType::float16 || dtype == DType::bfloat16; }
 
 void check_state_dtype(DType state, const Place& place, DType param, const Place& param_place) {
@@ -193,7 +197,8 @@ void Call::add_leaf(std::size_t index, const Leaf& leaf, const LeafNames& names,
   keep(leaf);  // first of all: what follows may run Python code that drops the others
   Tensor tensor{};
   Buffer param;
-  tensor.param_dtype = import_output(leaf.param, param_place, param);
+  const void** const plain_at = leaf.plain_at;
+  tensor.param_dtype = import_output(leaf.param, param_place, param, plain_at);
   tensor.param = param.data;
   tensor.numel = param.numel;
   tensor.row = row;
@@ -210,7 +215,8 @@ void Call::add_leaf(std::size_t index, const Leaf& leaf, const LeafNames& names,
       state = made.ptr();
       created_.push_back({index, rows_[row].rule, k, made});
     }
-    import_state(state, place, param_place, param, tensor, k, id);
+    import_state(state, place, param_place, param, tensor, k, id,
+                 plain_at != nullptr ? plain_at + 1 + k : nullptr);
   }
   if (leaf.copy != nullptr) {
     import_copy(leaf.copy, {names.copy, names.path}, param_place, param, tensor, id);
@@ -234,7 +240,23 @@ std::size_t Call::make_sum(PyObject* param, bool waits, const Place& place, py::
     if (!fits) sum = py::object();
   }
   if (!sum) sum = create_state(param, buffer, place);
-  return static_cast<std::size_t>((buffer.numel + chunk_size - 1) / chunk_size);
+  return num_chunks(buffer.numel);
+}
+
+std::vector<double> Call::measure(const Leaf& leaf, const LeafNames& names) {
+  const Place param_place{names.param, names.path};
+  keep(leaf);
+  Tensor tensor{};
+  Buffer param;
+  tensor.param_dtype = import_output(leaf.param, param_place, param, leaf.plain_at);
+  import_gradient(leaf.grad, {names.grad, names.path}, param_place, param, tensor, 0);
+  std::vector<double> sums(num_chunks(param.numel));
+  tensor.numel = param.numel;
+  tensor.chunk_sums = sums.data();
+  tensors_.push_back(tensor);
+  elements_ = tensor.numel;
+  if (tensor.numel > 0) sum_squares();
+  return sums;
 }
 
 void Call::add_output(std::size_t index, PyObject* object, const Place& place) {
@@ -260,7 +282,8 @@ void Call::keep(const Leaf& leaf) {
   }
 }
 
-DType Call::import_output(PyObject* object, const Place& place, Buffer& out) {
+DType Call::import_output(PyObject* object, const Place& place, Buffer& out,
+                          const void** plain_at) {
   owners_.keep(object);
   const Producer& producer = producer_of(object);
   if (producer.door == Producer::Door::number) {
@@ -269,7 +292,8 @@ DType Call::import_output(PyObject* object, const Place& place, Buffer& out) {
              " cannot be updated in place; use np.array(..., np.float32)");
   }
   if (producer.immutable) fail(PyExc_TypeError, place, immutable_fix(object));
-  import_buffer(object, place, owners_, out);
+  import_buffer(object, place, owners_, out, plain_at != nullptr ? *plain_at : nullptr);
+  if (plain_at != nullptr) *plain_at = out.data;
   const DType dtype = output_dtype(out, place);
   if (out.readonly) {
     fail(PyExc_BufferError, place, " is read-only; pass a writable array (.copy())");
@@ -303,13 +327,14 @@ void Call::import_gradient(PyObject* object, const Place& place, const Place& pa
 }
 
 void Call::import_state(PyObject* object, const Place& place, const Place& param_place,
-                        const Buffer& param, Tensor& tensor, int slot, std::uint32_t leaf) {
+                        const Buffer& param, Tensor& tensor, int slot, std::uint32_t leaf,
+                        const void** plain_at) {
   Slot& target = tensor.slots[slot];
   if (block_states_ && PyTuple_Check(object)) {
     return import_block_state(object, place, param, target, leaf, slot);
   }
   Buffer state;
-  target.dtype = import_output(object, place, state);
+  target.dtype = import_output(object, place, state, plain_at);
   check_shape(state, place, param, param_place);
   check_order(state, place, param, param_place);
   check_state_dtype(target.dtype, place, tensor.param_dtype, param_place);
@@ -492,6 +517,10 @@ void Call::run_kernels(Kernels kernels) const {
 StepReport Call::run(const Policy& policy, py::handle grad_norm, std::size_t leaves,
                      const Speller& spell, StepCall::Sums sums) {
   check_overlap(spell);
+  const auto unmeasured = [](const Tensor& tensor) { return tensor.chunk_sums == nullptr; };
+  if (sums != StepCall::Sums::none && std::any_of(tensors_.begin(), tensors_.end(), unmeasured)) {
+    throw InternalError("a gradient has no sums of squares");
+  }
   set_scopes(policy.clip_scope);
   const std::optional<double> given = given_norm(grad_norm);
   const bool judges = policy.on_nonfinite != OnNonfinite::propagate;

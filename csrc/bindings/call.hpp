@@ -25,6 +25,9 @@ struct Leaf {
   PyObject* copy;
   PyObject* states[max_slots];
   double* chunk_sums = nullptr;  ///< see StepCall::Sums
+  /// Null, or what is known of the parameter and the states (from [1] on), which are the same
+  /// objects in every step: `plain_at` of import_buffer.
+  const void** plain_at = nullptr;
 };
 
 /// How messages call the arguments of a leaf.
@@ -98,6 +101,9 @@ class Call {
   /// step is left alone. Returns how many chunks it has.
   static std::size_t make_sum(PyObject* param, bool waits, const Place& place, py::object& sum);
 
+  /// The sums of squares of a gradient by chunks, as a step for this parameter would read it.
+  std::vector<double> measure(const Leaf& leaf, const LeafNames& names);
+
   /// Only checks that an array can be updated.
   void add_output(std::size_t index, PyObject* object, const Place& place);
   /// Only checks that an array can be a state of a parameter.
@@ -132,11 +138,13 @@ class Call {
 
   void clear();
   void keep(const Leaf& leaf);
-  DType import_output(PyObject* object, const Place& place, Buffer& out);
+  DType import_output(PyObject* object, const Place& place, Buffer& out,
+                      const void** plain_at = nullptr);
   void import_gradient(PyObject* object, const Place& place, const Place& param_place,
                        const Buffer& param, Tensor& tensor, std::uint32_t leaf);
   void import_state(PyObject* object, const Place& place, const Place& param_place,
-                    const Buffer& param, Tensor& tensor, int slot, std::uint32_t leaf);
+                    const Buffer& param, Tensor& tensor, int slot, std::uint32_t leaf,
+                    const void** plain_at = nullptr);
   void import_block_state(PyObject* pair, const Place& place, const Buffer& param, Slot& slot,
                           std::uint32_t leaf, int index);
   void import_copy(PyObject* object, const Place& place, const Place& param_place,

@@ -114,6 +114,15 @@ Plan::Entry& Plan::at(std::size_t index) {
   return const_cast<Entry&>(static_cast<const Plan*>(this)->at(index));
 }
 
+/// Spelt in errors only: a walk to the leaf, for every leaf, would be quadratic.
+std::vector<Path> Plan::path_of(const Entry& entry) {
+  std::vector<Path> path(entry.path.size());
+  for (std::size_t k = 0; k < path.size(); ++k) {
+    path[k] = {k > 0 ? &path[k - 1] : nullptr, py::object(entry.path[k]).ptr(), 0};
+  }
+  return path;
+}
+
 py::dict Plan::get_state(std::size_t index) const {
   check_idle();
   py::dict buffers;
@@ -126,11 +135,7 @@ py::dict Plan::get_state(std::size_t index) const {
 void Plan::set_state(std::size_t index, const py::dict& buffers) {
   const Busy busy(*this);
   Entry& entry = at(index);
-  // Spelt in errors only: a walk to the leaf, for every leaf, would be quadratic.
-  std::vector<Path> path(entry.path.size());
-  for (std::size_t k = 0; k < path.size(); ++k) {
-    path[k] = {k > 0 ? &path[k - 1] : nullptr, py::object(entry.path[k]).ptr(), 0};
-  }
+  const std::vector<Path> path = path_of(entry);
   const Path* const leaf = path.empty() ? nullptr : &path.back();
   const std::string& param = names_[entry.tree];
   std::array<py::object, max_slots> states;
@@ -144,6 +149,7 @@ void Plan::set_state(std::size_t index, const py::dict& buffers) {
         py::reinterpret_borrow<py::object>(buffer);
   }
   entry.states = std::move(states);
+  entry.plain_at = {};
 }
 
 py::tuple Plan::get_progress(std::size_t index) const {
@@ -272,8 +278,8 @@ void Plan::walk_trees(Walker& walker, py::handle grads, py::handle param_copy) {
 
 class Plan::StepFiller final : public Walker {
  public:
-  StepFiller(Plan& plan, Call& call, const py::sequence& rows, bool accumulated)
-      : Walker(plan), call_(call), accumulated_(accumulated) {
+  StepFiller(Plan& plan, Call& call, const py::sequence& rows, bool accumulated, bool summed)
+      : Walker(plan), call_(call), accumulated_(accumulated), summed_(summed) {
     for (const auto item : rows) {
       const auto pair = py::cast<py::tuple>(item);
       specs_.push_back(parse_row(py::cast<int>(pair[0]), pair[1]));
@@ -295,13 +301,14 @@ class Plan::StepFiller final : public Walker {
   void add(std::size_t index, PyObject* grad, PyObject* copy, const LeafNames& names) override {
     Entry& entry = plan_.leaves_[index];
     Leaf leaf{entry.param.ptr(), grad, copy, {}};
+    leaf.plain_at = entry.plain_at.data();
     const int rule = specs_.at(entry.row).row.rule;
     const std::size_t slots = cpu::rule_infos()[static_cast<std::size_t>(rule)].slots.size();
     for (std::size_t k = 0; k < slots; ++k) {
       const int slot = plan_.slot_index(rule, static_cast<int>(k));
       leaf.states[k] = entry.states[static_cast<std::size_t>(slot)].ptr();
     }
-    if (accumulated_) leaf.chunk_sums = entry.sum_squares.data();
+    if (summed_) leaf.chunk_sums = entry.sum_squares.data();
     // Not the same as the first step: SGD makes its buffer when momentum first applies.
     const bool first = slots > 0 && leaf.states[0] == nullptr;
     leaf_rows_.push_back(row(entry, first));
@@ -338,13 +345,14 @@ class Plan::StepFiller final : public Walker {
 
   Call& call_;
   const bool accumulated_;
+  const bool summed_;  ///< the chunk sums of all gradients are known
   std::vector<RowSpec> specs_;
   std::vector<Known> rows_;
   std::vector<std::uint32_t> leaf_rows_;
 };
 
 py::object Plan::step(py::handle grads, const py::sequence& rows, py::handle policy,
-                      py::handle grad_norm, py::handle param_copy) {
+                      py::handle grad_norm, py::handle param_copy, bool observed) {
   const Busy busy(*this);
   const bool accumulated = any_accumulated();
   if (accumulated && !grads.is_none()) {
@@ -353,18 +361,33 @@ py::object Plan::step(py::handle grads, const py::sequence& rows, py::handle pol
         "accumulate these too, or drop the others with zero_grad()");
   }
   const Call::Handle call = Call::make();
-  StepFiller filler(*this, *call, rows, accumulated);
+  const bool summed = accumulated || observed;
+  StepFiller filler(*this, *call, rows, accumulated, summed);
   walk_trees(filler, grads, param_copy);
   const StepReport report = call->run(
       parse_policy(policy), grad_norm, leaves_.size(),
       [this](std::size_t leaf, Role role, int slot) { return spell(leaf, role, slot); },
-      accumulated ? StepCall::Sums::of_gradients : StepCall::Sums::none);
+      summed ? StepCall::Sums::of_gradients : StepCall::Sums::none);
   if (accumulated) drop_accumulated(false);
   if (!report.skipped) {
     commit(*call, filler);
     call->tell_producers();
   }
   return make_result(report, py::dict());
+}
+
+/// For a step that is told so: what arrives one by one, as autograd makes it, is measured while it
+/// is in cache.
+void Plan::observe(std::size_t index, py::handle grad) {
+  const Busy busy(*this);
+  Entry& entry = at(index);
+  const std::vector<Path> path = path_of(entry);
+  Leaf leaf{entry.param.ptr(), grad.ptr(), nullptr, {}};
+  leaf.plain_at = entry.plain_at.data();
+  const Call::Handle call = Call::make();
+  entry.sum_squares =
+      call->measure(leaf, {names_[entry.tree].c_str(), grad_names_[entry.tree].c_str(), nullptr,
+                           path.empty() ? nullptr : &path.back()});
 }
 
 void Plan::commit(const Call& call, const StepFiller& filler) {
@@ -514,7 +537,9 @@ void bind_plan(py::module_& module) {
       .def("set_state", &Plan::set_state)
       .def("get_progress", &Plan::get_progress)
       .def("set_progress", &Plan::set_progress)
-      .def("step", &Plan::step)
+      .def("step", &Plan::step, py::arg("grads"), py::arg("rows"), py::arg("policy"),
+           py::arg("grad_norm"), py::arg("param_copy"), py::arg("observed") = false)
+      .def("observe", &Plan::observe)
       .def("accumulate", &Plan::accumulate)
       .def("has_accumulated", &Plan::has_accumulated)
       .def("zero_grad", &Plan::zero_grad);

@@ -32,7 +32,8 @@ class Plan {
   void set_progress(std::size_t index, std::int64_t steps, double product);
 
   py::object step(py::handle grads, const py::sequence& rows, py::handle policy,
-                  py::handle grad_norm, py::handle param_copy);
+                  py::handle grad_norm, py::handle param_copy, bool observed);
+  void observe(std::size_t index, py::handle grad);
   void accumulate(py::handle grads, double scale);
   bool has_accumulated() const;
   void drop_accumulated(bool free_memory);
@@ -45,12 +46,13 @@ class Plan {
   struct Entry {
     py::object param;
     py::tuple path;
-    std::array<py::object, max_slots> states;  ///< by the order of slots_
-    std::int64_t steps = 0;                    ///< applied so far
-    double product = 1.0;                      ///< see Progress
-    py::object sum;                            ///< gathers gradients, or null
-    std::vector<double> sum_squares;           ///< of `sum`, by chunks
-    bool accumulated = false;                  ///< `sum` waits for a step
+    std::array<py::object, max_slots> states;           ///< by the order of slots_
+    std::array<const void*, 1 + max_slots> plain_at{};  ///< see Leaf; forgotten with the states
+    std::int64_t steps = 0;                             ///< applied so far
+    double product = 1.0;                               ///< see Progress
+    py::object sum;                                     ///< gathers gradients, or null
+    std::vector<double> sum_squares;  ///< by chunks, of `sum` or of an observed gradient
+    bool accumulated = false;         ///< `sum` waits for a step
     std::size_t tree = 0;
     std::size_t row = 0;
   };
@@ -65,6 +67,7 @@ class Plan {
   Entry& at(std::size_t index);
   void check_outputs() const;
   std::string spell(std::size_t leaf, Role role, int slot) const;
+  static std::vector<Path> path_of(const Entry& entry);
   void walk_trees(Walker& walker, py::handle grads, py::handle param_copy);
   int slot_index(int rule, int slot) const;
   void commit(const Call& call, const StepFiller& filler);

@@ -122,6 +122,7 @@ class Job {
   void read_sums(Tree& tree);
   void read_max(Tree& tree);
   Stage settle();
+  void report_chunk_sums() const;
   void report_norms();
   void report_tensor_norms();
   double look_again(std::uint32_t first, std::uint32_t last);
@@ -155,7 +156,16 @@ double Job::run() {
   reserve();
   const Stage first = first_stage();
   threads_ == 1 ? run_serially(first) : run_on_threads(first);
+  if (only_sum_) report_chunk_sums();
   return work_.trees[0].sum;
+}
+
+void Job::report_chunk_sums() const {
+  for (std::size_t i = 0; i < work_.chunks.size(); ++i) {
+    const Chunk& chunk = work_.chunks[i];
+    double* const sums = call_.tensors[chunk.tensor].chunk_sums;
+    if (sums != nullptr) sums[chunk.begin / chunk_size] = work_.sums[i];
+  }
 }
 
 Stage Job::first_stage() {

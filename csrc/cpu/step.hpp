@@ -9,7 +9,8 @@ namespace fusedstep::cpu {
 void step(const StepCall& call, StepOutcome& outcome);
 
 /// Sum of the squares of all gradients, in float64 over the fixed tree; uses only the grad fields,
-/// `numel` and `param_dtype` (the arithmetic type of staged gradients).
+/// `numel` and `param_dtype` (the arithmetic type of staged gradients). Tensors with `chunk_sums`
+/// get those of their chunks.
 double sum_squares(const Tensor* tensors, std::int64_t num_tensors, int num_threads);
 
 }  // namespace fusedstep::cpu

@@ -59,6 +59,9 @@ class StepResult:
         grad_norms: the norm of each array, in order; None if nothing asked for one.
     """
 
+    def __new__(cls, fields: tuple[Any, ...], /) -> StepResult:
+        """The five values in this order; for steps that are decided before the core is called."""
+
     grad_norm: float | None
     clip_coef: float
     skipped: bool
@@ -133,10 +136,13 @@ class Plan:
         policy: Policy,
         grad_norm: float | None,
         param_copy: Sequence[Any] | None,
-        /,
+        observed: bool = False,
     ) -> StepResult:
         """`grads[k]` mirrors `trees[k]`; None reads what was accumulated, if anything was, else
-        each leaf's `.grad`. `rows` are (rule, row)."""
+        each leaf's `.grad`. `rows` are (rule, row). `observed`: each of the gradients has been
+        given to `observe` since it last changed."""
+    def observe(self, index: int, grad: Any) -> None:
+        """Measures the gradient of a leaf for the norm of the next step."""
     def accumulate(self, grads: Sequence[Any] | None, scale: float, /) -> None:
         """Adds scale * gradients to the buffers that the next `step(None, ...)` reads."""
     def has_accumulated(self) -> bool: ...

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import final
+from collections.abc import Mapping
+from typing import Any, final
 
 from fusedstep.base import Optimizer
-from fusedstep.groups import Group
 from fusedstep.hyperparameters import (
     Alpha,
     Amsgrad,
@@ -381,7 +381,8 @@ class RMSprop(
     ) -> None:
         self._set_up(locals())
 
-    def _check_form(self, group: Group) -> None:
+    @staticmethod
+    def _check_form(group: Mapping[str, Any]) -> None:
         momentum = group["momentum"]
         if group["nesterov"] and isinstance(momentum, (int, float)) and momentum == 0:
             raise ValueError(f"nesterov: needs momentum > 0, got momentum = {momentum}")

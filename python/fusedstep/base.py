@@ -294,7 +294,8 @@ class Optimizer(ABC):
         self._check_form(group)  # of values that are in range
         return rows
 
-    def _check_form(self, group: Group) -> None:  # noqa: B027
+    @staticmethod  # noqa: B027
+    def _check_form(group: Mapping[str, Any]) -> None:
         """Refuses hyper-parameters that do not go together."""
 
     # --- learning rate ------------------------------------------------------------------------

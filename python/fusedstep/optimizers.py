@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import final
+from collections.abc import Mapping
+from typing import Any, final
 
 from fusedstep.base import Optimizer
-from fusedstep.groups import Group
 from fusedstep.hyperparameters import (
     DampenFirstStep,
     Dampening,
@@ -104,7 +104,8 @@ class SGD(
     ) -> None:
         self._set_up(locals())
 
-    def _check_form(self, group: Group) -> None:
+    @staticmethod
+    def _check_form(group: Mapping[str, Any]) -> None:
         momentum, dampening = group["momentum"], group["dampening"]
         zero = isinstance(momentum, (int, float)) and momentum == 0
         if group["nesterov"] and (zero or dampening != 0):

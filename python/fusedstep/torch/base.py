@@ -1,0 +1,344 @@
+"""What all classes share: a torch optimizer around one call into the compiled core per step."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+
+import fusedstep
+from fusedstep import _core
+from fusedstep.codegen import Packer
+from fusedstep.torch import amp, checkpoints, compiled, distributed
+from fusedstep.torch.backward import Observer
+from fusedstep.torch.leaves import Leaf, is_dtensor, make_leaf
+from fusedstep.torch.signatures import (
+    Form,
+    check_first,
+    make_initializer,
+    plain,
+    with_numbers,
+)
+
+
+class Bound(NamedTuple):
+    """The leaves of all groups, and the plan over them.
+
+    Attributes:
+        plan: Has one tree per group, a list; the leaves of all groups in a row are its leaves.
+        leaves: In the order of the plan.
+        groups: (index, number of leaves) of each group that has any; those are the plan's trees.
+        direct: The core may read all gradients by itself.
+        sharded: Some parameter is a distributed tensor.
+    """
+
+    plan: _core.Plan
+    leaves: list[Leaf]
+    groups: list[tuple[int, int]]
+    direct: bool
+    sharded: bool
+
+    def per_group(self, values: list[Any]) -> list[list[Any]]:
+        """What there is per leaf, in the form of the plan's trees."""
+        return split(values, self.groups)
+
+
+def split(values: list[Any], groups: list[tuple[int, int]]) -> list[list[Any]]:
+    """One list per group."""
+    lists, begin = [], 0
+    for _, count in groups:
+        lists.append(values[begin : begin + count])
+        begin += count
+    return lists
+
+
+class Optimizer(torch.optim.Optimizer):
+    """A `torch.optim.Optimizer` that clips, decays and updates in one pass; base of all classes.
+
+    Attributes:
+        param_groups, state, defaults: As torch has them, with its names. What is assigned there
+            holds from the next step on.
+        last (fusedstep.StepResult | None): What the last step did.
+        on_nonfinite, grad_clip_scope, skip_grad_norm: As given to the constructor; may be changed
+            between steps.
+    """
+
+    on_nonfinite: str
+    grad_clip_scope: str
+    skip_grad_norm: float | None
+    master_weights: bool
+    norm_in_backward: bool
+    fused_unscale: bool | None
+
+    form: ClassVar[type[fusedstep.Optimizer]]
+    _form: ClassVar[Form]
+    _pack: ClassVar[Packer]
+
+    def __init_subclass__(cls, *, form: Form | None = None, **more: Any) -> None:
+        super().__init_subclass__(**more)
+        if form is None:  # a user's own subclass
+            return
+        cls.form, cls._form = form.optimizer, form
+        cls._pack = staticmethod(form.optimizer._pack)
+        cls.__init__ = make_initializer(cls, form)  # type: ignore[method-assign]
+
+    def _set_up(self, params: Any, defaults: dict[str, Any], attributes: Mapping[str, Any]) -> None:
+        if type(self) is Optimizer:
+            raise TypeError("Optimizer is the base of the optimizers; use one of them")
+        check_first(self._form, defaults)
+        for name, value in attributes.items():
+            setattr(self, name, value)
+        self._start()
+        type(self).form._policy(self)
+        super().__init__(params, {**defaults, **self._form.fixed})
+        if self.norm_in_backward:  # the hooks have to be there before the first backward pass
+            with torch.no_grad():
+                self._bind()
+
+    def _start(self) -> None:
+        """Attributes that neither a copy nor a state has."""
+        self.last: _core.StepResult | None = None
+        self._skipped_steps = 0
+        self._bound: Bound | None = None
+        self._observer: Observer | None = None
+        self._handle = compiled.register(self)
+
+    # --- the step -----------------------------------------------------------------------------
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Updates all parameters that have a gradient, in place, in one call into the core.
+
+        Args:
+            closure: Computes the loss and the gradients again; called once, with gradients enabled.
+
+        Returns:
+            The loss that the closure returned; None without a closure. What the step did is in
+            `last`.
+
+        Raises:
+            TypeError: If a gradient is sparse, or a parameter or gradient is of a kind that has no
+                memory of its own.
+            ValueError: If a hyper-parameter is out of range, or shapes or dtypes do not fit.
+            FloatingPointError: With `on_nonfinite="raise"`, if a gradient holds inf or NaN.
+                A step that raises has changed nothing.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        if torch.compiler.is_compiling():
+            compiled.step(self._handle, self.param_groups)
+        else:
+            self._advance()
+        return loss
+
+    def _advance(self, given: Mapping[int, Any] | None = None) -> None:
+        """One step, with each parameter's `.grad`, or the gradients `given` by its id."""
+        with torch.no_grad():
+            bound = self._bind()
+            scale, overflow = amp.scale_of(self)
+            rows = self._rows(bound, scale)
+            policy, norm, skip = type(self).form._policy(self), None, bool(overflow)
+            grads: list[Any] | None = None
+            if given is not None or not bound.direct:
+                for leaf in bound.leaves:
+                    leaf.refresh()
+                grads = [leaf.gradient(given) for leaf in bound.leaves]
+            if bound.sharded and grads is not None:
+                norm, skip, policy = distributed.agree(bound.leaves, grads, rows, policy, overflow)
+            if skip:
+                self._finish(_core.StepResult((norm, 1.0, True, {}, None)))
+            else:
+                self._finish(self._run(bound, grads, rows, policy, norm))
+
+    def _run(
+        self,
+        bound: Bound,
+        grads: list[Any] | None,
+        rows: list[tuple[int, _core.Row]],
+        policy: _core.Policy,
+        norm: float | None,
+    ) -> _core.StepResult:
+        """The call into the core, and what is to be done around it where it needs help."""
+        observed = grads is None and self._observer is not None and self._observer.complete(bound)
+        trees = copies = None
+        if grads is not None:
+            trees = bound.per_group(grads)
+            copies = bound.per_group([leaf.copy() for leaf in bound.leaves])
+        try:
+            result = bound.plan.step(trees, rows, policy, norm, copies, observed)
+        except (TypeError, ValueError, BufferError, RuntimeError) as error:
+            self._explain(error)
+            raise
+        if grads is not None and not result.skipped:
+            for leaf, grad in zip(bound.leaves, grads, strict=True):
+                if grad is not None:
+                    leaf.written()
+        return result
+
+    def _finish(self, result: _core.StepResult) -> None:
+        self.last = result
+        if result.skipped:
+            self._skipped_steps += 1
+        else:
+            self._ahead = True
+
+    def _rows(self, bound: Bound, scale: float) -> list[tuple[int, _core.Row]]:
+        """The row of each group; gradients are multiplied by `scale` before anything else."""
+        rows = []
+        for index, _ in bound.groups:
+            group = self.param_groups[index]
+            try:
+                decay = plain(group["weight_decay"])
+                rule, row = type(self)._pack(with_numbers(group), 0, decay)
+            except (TypeError, ValueError) as error:
+                if len(self.param_groups) == 1:
+                    raise
+                raise type(error)(f"param_groups[{index}]: {error}") from None
+            rows.append((rule, row if scale == 1.0 else (row[0] * scale, *row[1:])))
+        return rows
+
+    def _explain(self, error: Exception) -> None:
+        """Names what torch's optimizers would take, or refuse in other words."""
+        for index, group in enumerate(self.param_groups):
+            for place, param in enumerate(group["params"]):
+                grad = param.grad
+                if grad is not None and grad.layout is not torch.strided:
+                    layout = str(grad.layout).removeprefix("torch.")
+                    raise TypeError(
+                        f"param_groups[{index}]['params'][{place}].grad is {layout}; fusedstep "
+                        "updates from dense gradients: make it dense (nn.Embedding(sparse=False)), "
+                        "or give that parameter to torch.optim.SparseAdam"
+                    ) from error
+
+    # --- binding ------------------------------------------------------------------------------
+
+    def _bind(self) -> Bound:
+        """The plan over the parameters as they are now, with the state as it is in `state`."""
+        bound = self._bound
+        if bound is None or (not bound.direct and any(leaf.stale for leaf in bound.leaves)):
+            if bound is not None and self._ahead:
+                checkpoints.publish(self)
+            bound = self._bound = self._make_bound()
+            self._exposed = True
+            if self.norm_in_backward:
+                self._observer = Observer(self._observer, bound)
+        if self._exposed:
+            checkpoints.read(self, bound)
+            self._exposed = False
+        return bound
+
+    def _make_bound(self) -> Bound:
+        leaves: list[Leaf] = []
+        groups, names = [], []
+        seen: set[int] = set()
+        for index, group in enumerate(self.param_groups):
+            name = f"param_groups[{index}]['params']"
+            before = len(leaves)
+            for place, param in enumerate(group["params"]):
+                if id(param) not in seen:  # tied
+                    seen.add(id(param))
+                    leaves.append(make_leaf(param, f"{name}[{place}]", self.master_weights))
+            if len(leaves) > before:
+                groups.append((index, len(leaves) - before))
+                names.append(name)
+        trees = split([leaf.target for leaf in leaves], groups)
+        return Bound(
+            _core.Plan(trees, names, type(self).form.declaration.slots),
+            leaves,
+            groups,
+            all(leaf.direct for leaf in leaves),
+            any(is_dtensor(leaf.param) for leaf in leaves),
+        )
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Adds a param group, as `torch.optim.Optimizer.add_param_group` does."""
+        if self._bound is not None and self._ahead:
+            checkpoints.publish(self)
+        super().add_param_group(param_group)
+        self._bound = None
+
+    # --- state --------------------------------------------------------------------------------
+
+    @property
+    def state(self) -> defaultdict[Any, Any]:
+        """The state of each parameter, by torch's names: `state[param]["momentum_buffer"]`, ...
+
+        Buffers are those that the step writes; counts (`step`, `mu_product`) are brought up to date
+        when this attribute is read. What is put here, changed or deleted holds from the next step
+        on.
+        """
+        if self._ahead:
+            checkpoints.publish(self)
+        self._exposed = True
+        return self._state
+
+    @state.setter
+    def state(self, value: defaultdict[Any, Any]) -> None:
+        self._state = value
+        self._ahead = False  # the plan knows more than the dict
+        self._exposed = True  # the dict may know more than the plan
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state in the form of `torch.optim`, whose class of the same name can load it.
+
+        Returns:
+            dict: `state` (per parameter its buffers, live, and copies of its counts) and
+            `param_groups`, as `torch.optim.Optimizer.state_dict` gives them.
+        """
+        return checkpoints.with_own_numbers(self, super().state_dict())
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes over a state dict of this class, or of the class of torch.optim of the same name.
+
+        Buffers are copied, in the state's own dtype: float32 for 16-bit parameters, whatever dtype
+        they were saved in. Hyper-parameters that the saved groups lack stay as they are.
+
+        Raises:
+            ValueError: If groups, shapes or fixed hyper-parameters (`nesterov`) do not fit. Nothing
+                has changed then.
+        """
+        hook = self.register_load_state_dict_pre_hook(checkpoints.hide_tensors)
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            hook.remove()
+
+    def __getstate__(self) -> dict[str, Any]:
+        attributes = {name: vars(self)[name] for name in self._form.attributes}
+        return {**super().__getstate__(), **attributes}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        loading = "_state" in vars(self)
+        if loading:
+            state = checkpoints.loaded(self, state)
+        else:
+            self._start()
+        own = state["state"]
+        rest = {name: value for name, value in state.items() if name != "state"}
+        super().__setstate__(rest)
+        self.state = own
+        self._bound = None
+
+    # --- what one may ask ---------------------------------------------------------------------
+
+    @property
+    def grad_norm(self) -> Any:
+        """Norm of all gradients of the last step before clipping: a 0-d float64 tensor, or None."""
+        norm = None if self.last is None else self.last.grad_norm
+        return None if norm is None else torch.tensor(norm, dtype=torch.float64)
+
+    @property
+    def skipped_steps(self) -> int:
+        """Number of steps that were left out for inf, NaN or `skip_grad_norm`."""
+        return self._skipped_steps
+
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """Read by `GradScaler`: True leaves it to `step` to unscale gradients."""
+        if self.fused_unscale is not None:
+            return bool(self.fused_unscale)
+        keys = ("grad_clip_norm", "grad_clip_value")
+        return any(group[key] is not None for group in self.param_groups for key in keys)

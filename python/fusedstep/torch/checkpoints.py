@@ -1,0 +1,163 @@
+"""State between the plan, `Optimizer.state` and state dicts, in the form that torch gives it."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from fusedstep.torch.leaves import MASTER, Master, memory_of, zeros_like
+
+if TYPE_CHECKING:
+    from fusedstep.torch.base import Bound, Optimizer
+
+
+class Hidden:
+    """A tensor that `torch.optim.Optimizer.load_state_dict` does not recognise, and so not cast.
+
+    torch gives every buffer the dtype of its parameter, which would round a float32 state of a
+    bfloat16 parameter.
+    """
+
+    def __init__(self, tensor: Any) -> None:
+        self.tensor = tensor
+
+
+# --- from the plan to the dict ----------------------------------------------------------------
+
+
+def publish(optimizer: Optimizer) -> None:
+    """Brings `Optimizer.state` up to date with what the plan knows."""
+    bound: Bound = optimizer._bound  # type: ignore[assignment]
+    optimizer._ahead = False
+    for index, leaf in enumerate(bound.leaves):
+        steps, product = bound.plan.get_progress(index)
+        if steps == 0:
+            continue
+        state = optimizer._state[leaf.param]
+        for slot, buffer in bound.plan.get_state(index).items():
+            name = optimizer._form.buffers[slot]
+            state[name] = leaf.wrap(name, buffer)
+        if MASTER in leaf.wrapped:
+            state[MASTER] = leaf.wrapped[MASTER]
+        for name, number in zip(optimizer._form.scalars, (steps, product), strict=False):
+            state[name] = _number(name, number)
+
+
+def _number(name: str, number: float) -> Any:
+    """As torch keeps counts: a tensor on the CPU, a new one each time.
+
+    A count is float32, or float64 where that is the default dtype, as torch makes it; a product of
+    momenta is always float64, or a run would not continue with the same bits.
+    """
+    wide = name != "step" or torch.get_default_dtype() == torch.float64
+    return torch.tensor(float(number), dtype=torch.float64 if wide else torch.float32)
+
+
+# --- from the dict to the plan ----------------------------------------------------------------
+
+
+def read(optimizer: Optimizer, bound: Bound) -> None:
+    """Gives the plan what stands in `Optimizer.state`, which the user may have changed."""
+    for index, leaf in enumerate(bound.leaves):
+        state = optimizer._state.get(leaf.param, {})
+        _read_buffers(optimizer, bound, index, state)
+        _read_numbers(optimizer, bound, index, state)
+        if isinstance(leaf, Master):
+            leaf.restart(state.get(MASTER))
+
+
+def _read_buffers(optimizer: Optimizer, bound: Bound, index: int, state: dict[str, Any]) -> None:
+    leaf = bound.leaves[index]
+    known = bound.plan.get_state(index)
+    wanted = {}
+    for slot, name in optimizer._form.buffers.items():
+        buffer = state.get(name)
+        if buffer is None:
+            continue
+        same = slot in known and buffer is leaf.wrap(name, known[slot])
+        wanted[slot] = known[slot] if same else memory_of(buffer)
+        if not same:
+            leaf.wrapped[name] = buffer
+    if wanted.keys() != known.keys() or any(wanted[slot] is not known[slot] for slot in wanted):
+        bound.plan.set_state(index, wanted)
+
+
+def _read_numbers(optimizer: Optimizer, bound: Bound, index: int, state: dict[str, Any]) -> None:
+    steps, product = bound.plan.get_progress(index)
+    scalars = optimizer._form.scalars
+    buffers = [name for name in optimizer._form.buffers.values() if state.get(name) is not None]
+    if "step" in scalars:
+        new_steps = round(float(state["step"])) if "step" in state else 0
+    else:  # torch counts no steps here; what counts is whether there have been any
+        new_steps = max(steps, 1) if buffers else 0
+    new_product = float(state.get("mu_product", 1.0)) if "mu_product" in scalars else product
+    if (new_steps, new_product) != (steps, product):
+        bound.plan.set_progress(index, new_steps, new_product)
+
+
+# --- state dicts ------------------------------------------------------------------------------
+
+
+def with_own_numbers(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
+    """A state dict without the counts of the optimizer.
+
+    torch's `load_state_dict` takes a `step` as it is and then counts in it.
+    """
+    state = {}
+    for key, of_param in state_dict["state"].items():
+        if isinstance(of_param, dict):
+            numbers = {n: of_param[n].clone() for n in optimizer._form.scalars if n in of_param}
+            of_param = {**of_param, **numbers}
+        state[key] = of_param
+    return {**state_dict, "state": state}
+
+
+def hide_tensors(_optimizer: Any, state_dict: dict[str, Any]) -> dict[str, Any]:
+    """A pre-hook of `load_state_dict`, the last one: see `Hidden`."""
+    state = {
+        key: {name: _hidden(value) for name, value in of_param.items()}
+        if isinstance(of_param, dict)
+        else of_param
+        for key, of_param in state_dict["state"].items()
+    }
+    return {**state_dict, "state": state}
+
+
+def _hidden(value: Any) -> Any:
+    return Hidden(value) if isinstance(value, torch.Tensor) else value
+
+
+def loaded(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
+    """What `load_state_dict` hands to `__setstate__`, in this optimizer's form; nothing changes."""
+    groups = zip(state_dict["param_groups"], optimizer.param_groups, strict=True)
+    state: defaultdict[Any, Any] = defaultdict(dict)
+    for param, of_param in state_dict["state"].items():
+        if isinstance(of_param, dict):
+            taken = {n: _taken(optimizer, param, n, v) for n, v in of_param.items()}
+            of_param = {name: value for name, value in taken.items() if value is not None}
+        state[param] = of_param
+    fixed = optimizer._form.fixed
+    return {
+        "state": state,
+        "param_groups": [{**mine, **saved, **fixed} for saved, mine in groups],
+    }
+
+
+def _taken(optimizer: Optimizer, param: Any, name: str, value: Any) -> Any:
+    """A copy of one saved value, or None if it has no use here."""
+    if not isinstance(value, Hidden):
+        return value
+    tensor = value.tensor.detach()
+    master = name == MASTER
+    if name in optimizer._form.buffers.values() or (master and optimizer.master_weights):
+        made = zeros_like(param, "float32" if master else None)
+        if made.shape != tensor.shape:
+            raise ValueError(
+                f"state: {name} has shape {tuple(tensor.shape)}, its parameter {tuple(made.shape)}"
+            )
+        with torch.no_grad():
+            made.copy_(tensor)
+        return made
+    return None if master else tensor.clone()

@@ -1,0 +1,222 @@
+"""What the kernels update for a parameter: its own memory, its shard's, or a stand-in for it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from fusedstep.buffers import state_dtype
+
+# Not in checkpoints of torch.optim, which keeps no such copy.
+MASTER = "master_param"
+
+
+def is_dtensor(tensor: Any) -> bool:
+    """A distributed tensor; torch.distributed is not imported to find out."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(tensor, module.DTensor)
+
+
+def memory_of(tensor: Any) -> Any:
+    """The plain real tensor that holds the (local) elements of a parameter, gradient or state."""
+    if is_dtensor(tensor):
+        tensor = tensor.to_local()
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+
+
+def zeros_like(param: Any, name: str | None = None) -> Any:
+    """A state of zeros with a parameter's form, strides and sharding; float32 for 16-bit ones.
+
+    Args:
+        param: The parameter.
+        name: A dtype's name, where it is known; None picks that of a state.
+    """
+    dtype = name or state_dtype(str(param.dtype).removeprefix("torch."))
+    return torch.zeros_like(
+        param,
+        dtype=getattr(torch, dtype),
+        memory_format=torch.preserve_format,
+        requires_grad=False,
+    )
+
+
+def _is_dense(tensor: Any) -> bool:
+    """Its elements fill one block of memory: only then does a tensor like it get its strides."""
+    return tensor.is_contiguous() or torch.empty_like(tensor, device="meta").stride() == (
+        tensor.stride()
+    )
+
+
+class Leaf:
+    """A parameter as the compiled core sees it.
+
+    Attributes:
+        param: The parameter.
+        target: The tensor that is registered with the core and updated by it.
+        wrapped: State buffers as `Optimizer.state` shows them, by torch's names.
+    """
+
+    direct = False  # the core may read `param` and `param.grad` by itself
+
+    def __init__(self, param: Any) -> None:
+        self.param = param
+        self.target = memory_of(param)
+        self.wrapped: dict[str, Any] = {}
+
+    @property
+    def stale(self) -> bool:
+        """The parameter's elements lie elsewhere than when the leaf was made."""
+        current = memory_of(self.param)
+        return current is not self.target and (
+            current.data_ptr() != self.target.data_ptr()
+            or current.shape != self.target.shape
+            or current.stride() != self.target.stride()
+        )
+
+    def gradient(self, given: Mapping[int, Any] | None) -> Any:
+        """The parameter's gradient, or the one given by its id, shaped like `target`; or None."""
+        grad = self.param.grad if given is None else given.get(id(self.param))
+        if grad is None:
+            return None
+        if is_dtensor(grad) and grad.placements != self.param.placements:
+            grad = grad.redistribute(placements=self.param.placements)  # partial sums, say
+        return memory_of(grad)
+
+    def copy(self) -> Any:
+        """A tensor that receives the new values, rounded once; or None."""
+        return None
+
+    def refresh(self) -> None:
+        """Before a step: takes over what others wrote into the parameter."""
+
+    def written(self) -> None:
+        """After a step that was applied."""
+        if self.target is not self.param:
+            torch.autograd.graph.increment_version(self.param)
+
+    def wrap(self, name: str, buffer: Any) -> Any:
+        """A state buffer of the core in the form of the parameter; the same object each time."""
+        known = self.wrapped.get(name)
+        if known is not None and memory_of(known).data_ptr() == buffer.data_ptr():
+            return known
+        if self.param.is_complex():
+            buffer = torch.view_as_complex(buffer)
+        if is_dtensor(self.param):
+            buffer = type(self.param).from_local(
+                buffer,
+                self.param.device_mesh,
+                self.param.placements,
+                run_check=False,
+                shape=self.param.shape,
+                stride=self.param.stride(),
+            )
+        self.wrapped[name] = buffer
+        return buffer
+
+
+class Direct(Leaf):
+    """An ordinary parameter: nothing is to be done around the core."""
+
+    direct = True
+
+    def __init__(self, param: Any) -> None:
+        self.param = self.target = param
+        self.wrapped = {}
+
+    stale = False
+
+    def written(self) -> None:
+        """The core tells autograd itself."""
+
+    def wrap(self, _name: str, buffer: Any) -> Any:
+        """As it is."""
+        return buffer
+
+
+class Strided(Leaf):
+    """A parameter whose elements do not fill one block: a dense copy is updated and copied back."""
+
+    def __init__(self, param: Any) -> None:
+        super().__init__(param)
+        self._memory = self.target
+        self.target = torch.empty_like(self._memory, memory_format=torch.preserve_format)
+
+    stale = False
+
+    def refresh(self) -> None:
+        """Reads the parameter."""
+        self._memory = memory_of(self.param)
+        self.target.copy_(self._memory)
+
+    def written(self) -> None:
+        """Writes it."""
+        self._memory.copy_(self.target)
+        super().written()
+
+
+class Master(Leaf):
+    """A 16-bit parameter with a float32 master, which is updated; the parameter gets it rounded."""
+
+    def __init__(self, param: Any) -> None:
+        super().__init__(param)
+        self._memory = self.target
+        self.master = zeros_like(param, "float32")
+        self.master.copy_(param)
+        self.target = memory_of(self.master)
+        self.wrapped[MASTER] = self.master
+        self._version = param._version
+
+    def restart(self, master: Any) -> None:
+        """Goes on from a master that stands in a state; None: from the parameter."""
+        if master is not self.master:
+            self.master.copy_(self.param if master is None else master)
+
+    @property
+    def stale(self) -> bool:
+        """The parameter has got memory of another form (its place alone does not matter)."""
+        current = memory_of(self.param)
+        return current.shape != self.target.shape or current.stride() != self.target.stride()
+
+    def copy(self) -> Any:
+        """The parameter."""
+        return self._memory
+
+    def refresh(self) -> None:
+        """Takes over what others wrote: where the parameter is not its rounded master any more."""
+        self._memory = memory_of(self.param)
+        if self.param._version == self._version:
+            return
+        rounded = self.target.to(self._memory.dtype)
+        self.target.copy_(torch.where(rounded == self._memory, self.target, self._memory.float()))
+        self._version = self.param._version
+
+    def written(self) -> None:
+        """The core has told autograd, of the tensor it wrote."""
+        if self._memory is not self.param:
+            torch.autograd.graph.increment_version(self.param)
+        self._version = self.param._version
+
+
+def make_leaf(param: Any, name: str, master: bool) -> Leaf:
+    """The leaf of a parameter that messages call `name`; `master`: a 16-bit one gets a master."""
+    memory = memory_of(param)
+    if any(size > 1 and stride == 0 for size, stride in zip(*_extents(memory), strict=True)):
+        raise ValueError(
+            f"{name} is expanded: several of its elements share memory; pass its .clone()"
+        )
+    half = param.dtype in {torch.float16, torch.bfloat16}
+    if not _is_dense(memory):
+        if master and half:
+            raise ValueError(f"{name}: a master needs a dense parameter; pass its .contiguous()")
+        return Strided(param)
+    if master and half:
+        return Master(param)
+    return Direct(param) if memory is param else Leaf(param)
+
+
+def _extents(memory: Any) -> tuple[Any, Any]:
+    strided = memory.layout is torch.strided
+    return (memory.shape, memory.stride()) if strided else ((), ())
