@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fusedstep.torch.leaves import MASTER, Master, memory_of, zeros_like
+from fusedstep.codegen import SCALARS
+from fusedstep.ranges import shown
+from fusedstep.torch.leaves import MASTER, Master, fitted, memory_of, zeros_like
+from fusedstep.torch.signatures import plain
 
 if TYPE_CHECKING:
     from fusedstep.torch.base import Bound, Optimizer
@@ -35,14 +39,16 @@ def publish(optimizer: Optimizer) -> None:
         steps, product = bound.plan.get_progress(index)
         if steps == 0:
             continue
-        state = optimizer._state[leaf.param]
+        known: dict[str, Any] = {}
         for slot, buffer in bound.plan.get_state(index).items():
             name = optimizer._form.buffers[slot]
-            state[name] = leaf.wrap(name, buffer)
+            known[name] = leaf.wrap(name, buffer)
         if MASTER in leaf.wrapped:
-            state[MASTER] = leaf.wrapped[MASTER]
+            known[MASTER] = leaf.wrapped[MASTER]
         for name, number in zip(optimizer._form.scalars, (steps, product), strict=False):
-            state[name] = _number(name, number)
+            known[name] = _number(name, number)
+        if known:
+            optimizer._state[leaf.param].update(known)
 
 
 def _number(name: str, number: float) -> Any:
@@ -56,6 +62,17 @@ def _number(name: str, number: float) -> Any:
 
 
 # --- from the dict to the plan ----------------------------------------------------------------
+
+# What `sys.getrefcount` says of a value that a dict alone holds.
+_ALONE = next(map(sys.getrefcount, {0: {}}.values()))
+
+
+def is_held(optimizer: Optimizer) -> bool:
+    """Whether somebody else has got hold of `Optimizer.state`, or of the state of a parameter."""
+    whole = {0: optimizer._state}  # one holder more
+    return any(count > _ALONE + 1 for count in map(sys.getrefcount, whole.values())) or any(
+        count > _ALONE for count in map(sys.getrefcount, optimizer._state.values())
+    )
 
 
 def read(optimizer: Optimizer, bound: Bound) -> None:
@@ -76,10 +93,11 @@ def _read_buffers(optimizer: Optimizer, bound: Bound, index: int, state: dict[st
         buffer = state.get(name)
         if buffer is None:
             continue
-        same = slot in known and buffer is leaf.wrap(name, known[slot])
-        wanted[slot] = known[slot] if same else memory_of(buffer)
-        if not same:
-            leaf.wrapped[name] = buffer
+        if slot in known and buffer is leaf.wrap(name, known[slot]):
+            wanted[slot] = known[slot]
+        else:
+            leaf.wrapped[name] = state[name] = fitted(leaf.param, name, buffer)
+            wanted[slot] = memory_of(state[name])
     if wanted.keys() != known.keys() or any(wanted[slot] is not known[slot] for slot in wanted):
         bound.plan.set_state(index, wanted)
 
@@ -100,15 +118,19 @@ def _read_numbers(optimizer: Optimizer, bound: Bound, index: int, state: dict[st
 # --- state dicts ------------------------------------------------------------------------------
 
 
-def with_own_numbers(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
-    """A state dict without the counts of the optimizer.
+def with_own_numbers(optimizer: Any, state_dict: dict[str, Any]) -> dict[str, Any]:
+    """A post-hook of `state_dict`, the first one: without the counts of the optimizer.
 
     torch's `load_state_dict` takes a `step` as it is and then counts in it.
     """
     state = {}
     for key, of_param in state_dict["state"].items():
         if isinstance(of_param, dict):
-            numbers = {n: of_param[n].clone() for n in optimizer._form.scalars if n in of_param}
+            numbers = {
+                name: _number(name, float(plain(name, of_param[name])))
+                for name in optimizer._form.scalars
+                if name in of_param
+            }
             of_param = {**of_param, **numbers}
         state[key] = of_param
     return {**state_dict, "state": state}
@@ -137,6 +159,8 @@ def loaded(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
         if isinstance(of_param, dict):
             taken = {n: _taken(optimizer, param, n, v) for n, v in of_param.items()}
             of_param = {name: value for name, value in taken.items() if value is not None}
+        elif isinstance(param, torch.Tensor):
+            raise TypeError(f"state: the state of a parameter is {shown(of_param)}, no dict")
         state[param] = of_param
     fixed = optimizer._form.fixed
     return {
@@ -147,17 +171,27 @@ def loaded(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
 
 def _taken(optimizer: Optimizer, param: Any, name: str, value: Any) -> Any:
     """A copy of one saved value, or None if it has no use here."""
-    if not isinstance(value, Hidden):
-        return value
-    tensor = value.tensor.detach()
-    master = name == MASTER
-    if name in optimizer._form.buffers.values() or (master and optimizer.master_weights):
-        made = zeros_like(param, "float32" if master else None)
-        if made.shape != tensor.shape:
-            raise ValueError(
-                f"state: {name} has shape {tuple(tensor.shape)}, its parameter {tuple(made.shape)}"
-            )
-        with torch.no_grad():
-            made.copy_(tensor)
-        return made
-    return None if master else tensor.clone()
+    given = value.tensor.detach() if isinstance(value, Hidden) else value
+    if value is None or not isinstance(param, torch.Tensor):  # a state of nobody's
+        return given
+    if name in optimizer._form.scalars:
+        return _checked_number(name, given)
+    if name == MASTER and not optimizer.master_weights:
+        return None
+    if name != MASTER and name not in optimizer._form.buffers.values():
+        return given.clone() if isinstance(value, Hidden) else value
+    made = zeros_like(param, "float32" if name == MASTER else None)
+    buffer = fitted(param, name, given)
+    if buffer.is_complex() != made.is_complex():
+        raise TypeError(f"state: {name} of dtype {buffer.dtype} for a parameter of {param.dtype}")
+    with torch.no_grad():
+        return made.copy_(buffer)
+
+
+def _checked_number(name: str, value: Any) -> Any:
+    check, _, _ = SCALARS[name]
+    number = plain(name, value)
+    try:
+        return _number(name, check(name, round(number) if name == "step" else number))
+    except (TypeError, ValueError, OverflowError):  # round() of no number, of NaN, of inf
+        raise ValueError(f"state: {name} is {shown(number)}, expected {check}") from None

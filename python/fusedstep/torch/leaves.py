@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from fusedstep.buffers import state_dtype
+from fusedstep.ranges import shown
 
 # Not in checkpoints of torch.optim, which keeps no such copy.
 MASTER = "master_param"
@@ -43,6 +44,33 @@ def zeros_like(param: Any, name: str | None = None) -> Any:
     )
 
 
+def _form(memory: Any) -> tuple[Any, ...]:
+    """What may not change under a registered tensor."""
+    strides = memory.stride() if memory.layout is torch.strided else memory.layout
+    return memory.dtype, memory.shape, strides
+
+
+def fitted(param: Any, name: str, buffer: Any) -> Any:
+    """A state buffer in the memory order of its parameter's; itself if it has it already.
+
+    Raises:
+        TypeError: If it is no tensor.
+        ValueError: If it has another shape.
+    """
+    if not isinstance(buffer, torch.Tensor):
+        raise TypeError(f"state: {name} is {shown(buffer)}, no tensor")
+    if buffer.shape != param.shape:
+        raise ValueError(
+            f"state: {name} has shape {tuple(buffer.shape)}, its parameter {tuple(param.shape)}"
+        )
+    made = zeros_like(param)
+    widened = made.dtype == torch.float64 and buffer.dtype != torch.float64
+    if not widened and buffer.stride() == made.stride():
+        return buffer
+    dtype = made.dtype if widened else buffer.dtype
+    return made.to(dtype).copy_(buffer)
+
+
 def _is_dense(tensor: Any) -> bool:
     """Its elements fill one block of memory: only then does a tensor like it get its strides."""
     return tensor.is_contiguous() or torch.empty_like(tensor, device="meta").stride() == (
@@ -71,9 +99,7 @@ class Leaf:
         """The parameter's elements lie elsewhere than when the leaf was made."""
         current = memory_of(self.param)
         return current is not self.target and (
-            current.data_ptr() != self.target.data_ptr()
-            or current.shape != self.target.shape
-            or current.stride() != self.target.stride()
+            current.data_ptr() != self.target.data_ptr() or _form(current) != _form(self.target)
         )
 
     def gradient(self, given: Mapping[int, Any] | None) -> Any:
@@ -125,8 +151,12 @@ class Direct(Leaf):
     def __init__(self, param: Any) -> None:
         self.param = self.target = param
         self.wrapped = {}
+        self._form = _form(param)
 
-    stale = False
+    @property
+    def stale(self) -> bool:
+        """The parameter has got memory of another form (its place alone does not matter)."""
+        return _form(self.param) != self._form
 
     def written(self) -> None:
         """The core tells autograd itself."""
@@ -144,7 +174,10 @@ class Strided(Leaf):
         self._memory = self.target
         self.target = torch.empty_like(self._memory, memory_format=torch.preserve_format)
 
-    stale = False
+    @property
+    def stale(self) -> bool:
+        """The parameter has got memory of another form (its place alone does not matter)."""
+        return _form(memory_of(self.param)) != _form(self._memory)
 
     def refresh(self) -> None:
         """Reads the parameter."""
@@ -173,12 +206,12 @@ class Master(Leaf):
         """Goes on from a master that stands in a state; None: from the parameter."""
         if master is not self.master:
             self.master.copy_(self.param if master is None else master)
+            self._version = -1  # the parameter may hold something else
 
     @property
     def stale(self) -> bool:
         """The parameter has got memory of another form (its place alone does not matter)."""
-        current = memory_of(self.param)
-        return current.shape != self.target.shape or current.stride() != self.target.stride()
+        return _form(memory_of(self.param)) != _form(self._memory)
 
     def copy(self) -> Any:
         """The parameter."""
@@ -206,6 +239,11 @@ def make_leaf(param: Any, name: str, master: bool) -> Leaf:
     if any(size > 1 and stride == 0 for size, stride in zip(*_extents(memory), strict=True)):
         raise ValueError(
             f"{name} is expanded: several of its elements share memory; pass its .clone()"
+        )
+    if param.is_conj():
+        raise ValueError(
+            f"{name} is a lazily conjugated view, which has no memory of its own values; pass its "
+            ".resolve_conj()"
         )
     half = param.dtype in {torch.float16, torch.bfloat16}
     if not _is_dense(memory):
