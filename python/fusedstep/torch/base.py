@@ -348,7 +348,7 @@ class Optimizer(torch.optim.Optimizer):
             TypeError: If something else stands where a buffer or a number belongs.
             ValueError: If groups, shapes or numbers do not fit. Nothing has changed then.
         """
-        hook = self.register_load_state_dict_pre_hook(checkpoints.hide_tensors)
+        hook = self.register_load_state_dict_pre_hook(checkpoints.hide_values)
         try:
             super().load_state_dict(state_dict)
         finally:

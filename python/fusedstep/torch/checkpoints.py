@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
@@ -18,14 +19,14 @@ if TYPE_CHECKING:
 
 
 class Hidden:
-    """A tensor that `torch.optim.Optimizer.load_state_dict` does not recognise, and so not cast.
+    """A saved value that `torch.optim.Optimizer.load_state_dict` hands on as it is.
 
     torch gives every buffer the dtype of its parameter, which would round a float32 state of a
-    bfloat16 parameter.
+    bfloat16 parameter, and makes the name of a generator of a string.
     """
 
-    def __init__(self, tensor: Any) -> None:
-        self.tensor = tensor
+    def __init__(self, value: Any) -> None:
+        self.value = value
 
 
 # --- from the plan to the dict ----------------------------------------------------------------
@@ -136,19 +137,15 @@ def with_own_numbers(optimizer: Any, state_dict: dict[str, Any]) -> dict[str, An
     return {**state_dict, "state": state}
 
 
-def hide_tensors(_optimizer: Any, state_dict: dict[str, Any]) -> dict[str, Any]:
+def hide_values(_optimizer: Any, state_dict: dict[str, Any]) -> dict[str, Any]:
     """A pre-hook of `load_state_dict`, the last one: see `Hidden`."""
     state = {
-        key: {name: _hidden(value) for name, value in of_param.items()}
+        key: {name: Hidden(value) for name, value in of_param.items()}
         if isinstance(of_param, dict)
-        else of_param
+        else Hidden(of_param)
         for key, of_param in state_dict["state"].items()
     }
     return {**state_dict, "state": state}
-
-
-def _hidden(value: Any) -> Any:
-    return Hidden(value) if isinstance(value, torch.Tensor) else value
 
 
 def loaded(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
@@ -159,8 +156,11 @@ def loaded(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
         if isinstance(of_param, dict):
             taken = {n: _taken(optimizer, param, n, v) for n, v in of_param.items()}
             of_param = {name: value for name, value in taken.items() if value is not None}
-        elif isinstance(param, torch.Tensor):
-            raise TypeError(f"state: the state of a parameter is {shown(of_param)}, no dict")
+        elif isinstance(of_param, Hidden):
+            if isinstance(param, torch.Tensor):
+                kind = shown(of_param.value)
+                raise TypeError(f"state: the state of a parameter is {kind}, no dict")
+            of_param = of_param.value
         state[param] = of_param
     fixed = optimizer._form.fixed
     return {
@@ -171,18 +171,20 @@ def loaded(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
 
 def _taken(optimizer: Optimizer, param: Any, name: str, value: Any) -> Any:
     """A copy of one saved value, or None if it has no use here."""
-    given = value.tensor.detach() if isinstance(value, Hidden) else value
-    if value is None or not isinstance(param, torch.Tensor):  # a state of nobody's
+    if not isinstance(value, Hidden):  # not from `load_state_dict`
+        return value
+    given = value.value
+    if given is None or not isinstance(param, torch.Tensor):  # a state of nobody's
         return given
     if name in optimizer._form.scalars:
         return _checked_number(name, given)
     if name == MASTER and not optimizer.master_weights:
         return None
     if name != MASTER and name not in optimizer._form.buffers.values():
-        return given.clone() if isinstance(value, Hidden) else value
+        return copy.deepcopy(given)
     made = zeros_like(param, "float32" if name == MASTER else None)
     buffer = fitted(param, name, given)
-    if buffer.is_complex() != made.is_complex():
+    if buffer.is_complex() != made.is_complex():  # torch would drop imaginary parts
         raise TypeError(f"state: {name} of dtype {buffer.dtype} for a parameter of {param.dtype}")
     with torch.no_grad():
         return made.copy_(buffer)
