@@ -24,29 +24,30 @@ class Observer:
     """
 
     def __init__(self, old: Observer | None, bound: Bound) -> None:
-        if old is not None:
-            old.close()
-        self._seen: dict[int, tuple[Any, int]] = {}
-        self._plan = bound.plan
-        self._hooks = []
         if not bound.direct:
             raise ValueError(
                 "norm_in_backward: works with dense real parameters that are no distributed "
                 "tensors and have no masters; leave it out"
             )
+        if old is not None:
+            old.close()
+        self._seen: dict[int, tuple[Any, int]] = {}
+        self._plan = bound.plan
+        hooks = []
         for index, leaf in enumerate(bound.leaves):
             if leaf.param.requires_grad and leaf.param.is_leaf:
                 hook = _hook(weakref.ref(self), index)
-                self._hooks.append(leaf.param.register_post_accumulate_grad_hook(hook))
-
-    def close(self) -> None:
-        """Leaves the parameters alone."""
-        for hook in self._hooks:
-            hook.remove()
+                hooks.append(leaf.param.register_post_accumulate_grad_hook(hook))
+        # Also called when the optimizer, and with it this object, is gone.
+        self.close: Any = weakref.finalize(self, _remove, hooks)
 
     def observe(self, index: int, grad: Any) -> None:
-        """Measures one gradient."""
-        self._plan.observe(index, grad)
+        """Measures one gradient; what cannot be measured is left to the step to refuse."""
+        self._seen.pop(index, None)
+        try:
+            self._plan.observe(index, grad)
+        except (TypeError, ValueError, BufferError, RuntimeError):
+            return
         # Held, so that no other tensor can come to look like it.
         self._seen[index] = (grad, grad._version)
 
@@ -65,6 +66,11 @@ class Observer:
             if grad is not None and not same:
                 bound.plan.observe(index, grad)
         return True
+
+
+def _remove(hooks: list[Any]) -> None:
+    for hook in hooks:
+        hook.remove()
 
 
 def _hook(observer: weakref.ref[Observer], index: int) -> Callable[[Any], None]:

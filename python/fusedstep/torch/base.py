@@ -192,12 +192,13 @@ class Optimizer(torch.optim.Optimizer):
         norm: float | None,
     ) -> _core.StepResult:
         """The call into the core, and what is to be done around it where it needs help."""
-        observed = grads is None and self._observer is not None and self._observer.complete(bound)
         trees = copies = None
         if grads is not None:
             trees = bound.per_group(grads)
             copies = bound.per_group([leaf.copy() for leaf in bound.leaves])
         try:
+            observer = self._observer if grads is None else None
+            observed = observer is not None and observer.complete(bound)
             result = bound.plan.step(trees, rows, policy, norm, copies, observed)
         except (TypeError, ValueError, BufferError, RuntimeError) as error:
             self._explain(error)

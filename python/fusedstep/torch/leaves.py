@@ -25,7 +25,9 @@ def memory_of(tensor: Any) -> Any:
     """The plain real tensor that holds the (local) elements of a parameter, gradient or state."""
     if is_dtensor(tensor):
         tensor = tensor.to_local()
-    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+    if tensor.is_complex():
+        return torch.view_as_real(tensor.resolve_conj().resolve_neg())
+    return tensor
 
 
 def zeros_like(param: Any, name: str | None = None) -> Any:
@@ -235,15 +237,22 @@ class Master(Leaf):
 
 def make_leaf(param: Any, name: str, master: bool) -> Leaf:
     """The leaf of a parameter that messages call `name`; `master`: a 16-bit one gets a master."""
+    if param.layout is not torch.strided:
+        layout = str(param.layout).removeprefix("torch.")
+        raise TypeError(
+            f"{name} is {layout}, which has no memory of all its elements; make it dense"
+        )
+    if param.is_conj() or param.is_neg():
+        raise ValueError(
+            f"{name} is a lazily conjugated or negated view, whose memory holds other values; pass "
+            "its .resolve_conj().resolve_neg()"
+        )
     memory = memory_of(param)
-    if any(size > 1 and stride == 0 for size, stride in zip(*_extents(memory), strict=True)):
+    if any(
+        size > 1 and not stride for size, stride in zip(memory.shape, memory.stride(), strict=True)
+    ):
         raise ValueError(
             f"{name} is expanded: several of its elements share memory; pass its .clone()"
-        )
-    if param.is_conj():
-        raise ValueError(
-            f"{name} is a lazily conjugated view, which has no memory of its own values; pass its "
-            ".resolve_conj()"
         )
     half = param.dtype in {torch.float16, torch.bfloat16}
     if not _is_dense(memory):
@@ -253,8 +262,3 @@ def make_leaf(param: Any, name: str, master: bool) -> Leaf:
     if master and half:
         return Master(param)
     return Direct(param) if memory is param else Leaf(param)
-
-
-def _extents(memory: Any) -> tuple[Any, Any]:
-    strided = memory.layout is torch.strided
-    return (memory.shape, memory.stride()) if strided else ((), ())
