@@ -19,8 +19,9 @@ class Observer:
 
     A gradient that changes afterwards (a second backward pass, a clip, an all-reduce) is measured
     again: by its own hook, or by the step, which compares objects and version counters. What
-    changes gradients behind autograd's back goes unseen; DDP does, so that nothing is taken from
-    the backward pass where there is more than one process.
+    changes gradients behind autograd's back goes unseen: a write through `.grad.data`, a scaler
+    that unscales for another optimizer. DDP does so, too: nothing is taken from the backward pass
+    where there is more than one process.
     """
 
     def __init__(self, old: Observer | None, bound: Bound) -> None:
@@ -31,7 +32,8 @@ class Observer:
             )
         if old is not None:
             old.close()
-        self._seen: dict[int, tuple[Any, int]] = {}
+        # Weak, so that no gradient lives longer for it, and none can come to look like another.
+        self._seen: dict[int, tuple[weakref.ref[Any], int]] = {}
         self._plan = bound.plan
         hooks = []
         for index, leaf in enumerate(bound.leaves):
@@ -48,22 +50,26 @@ class Observer:
             self._plan.observe(index, grad)
         except (TypeError, ValueError, BufferError, RuntimeError):
             return
-        # Held, so that no other tensor can come to look like it.
-        self._seen[index] = (grad, grad._version)
+        self._seen[index] = (weakref.ref(grad), grad._version)
+
+    def forget(self) -> None:
+        """What has been measured is not true any more."""
+        self._seen = {}
 
     def complete(self, bound: Bound) -> bool:
         """Whether all gradients are measured now; what is missing or changed is measured here.
 
-        None are kept afterwards.
+        None are known afterwards.
         """
         seen, self._seen = self._seen, {}
         if not seen or world_size() > 1:
             return False
         for index, leaf in enumerate(bound.leaves):
             grad = leaf.param.grad
-            known = seen.get(index)
-            same = known is not None and known[0] is grad and known[1] == grad._version
-            if grad is not None and not same:
+            if grad is None:
+                continue
+            known, version = seen.get(index, (None, 0))
+            if known is None or known() is not grad or version != grad._version:
                 bound.plan.observe(index, grad)
         return True
 

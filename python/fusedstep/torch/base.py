@@ -108,6 +108,11 @@ class Optimizer(torch.optim.Optimizer):
         if type(self) is Optimizer:
             raise TypeError("Optimizer is the base of the optimizers; use one of them")
         check_first(self._form, defaults)
+        if attributes["norm_in_backward"] and attributes["fused_unscale"] is False:
+            raise ValueError(
+                "norm_in_backward: measures gradients before a scaler could unscale them, which "
+                "fused_unscale=False leaves to it; set one of the two"
+            )
         for name, value in attributes.items():
             setattr(self, name, value)
         self._start()
@@ -170,6 +175,8 @@ class Optimizer(torch.optim.Optimizer):
         bound = self._bind()
         scale, overflow = amp.scale_of(self)
         rows = self._rows(bound, scale)
+        if overflow is not None and scale == 1.0 and self._observer is not None:
+            self._observer.forget()  # the scaler has unscaled them, which no version counter tells
         policy, norm, skip = type(self).form._policy(self), None, bool(overflow)
         grads: list[Any] | None = None
         if given is not None or not bound.direct:
@@ -387,6 +394,8 @@ class Optimizer(torch.optim.Optimizer):
     @property
     def _step_supports_amp_scaling(self) -> bool:
         """Read by `GradScaler`: True leaves it to `step` to unscale gradients."""
+        if self.norm_in_backward:  # norms are those of gradients that nobody has unscaled since
+            return True
         if self.fused_unscale is not None:
             return bool(self.fused_unscale)
         keys = ("grad_clip_norm", "grad_clip_value")

@@ -38,13 +38,15 @@ ATTRIBUTES = {
         False,
         "True keeps a float32 master of each float16 or bfloat16 parameter (`master_param` in its "
         "state). The step updates the master and writes it to the parameter, rounded once, in the "
-        "same pass.",
+        "same pass. What others write into the parameter goes into the master, too; only not "
+        "through `.data`, which autograd cannot see.",
     ),
     "norm_in_backward": Extra(
         "bool",
         False,
         "True measures each gradient in the backward pass, as soon as it is complete and while it "
-        "is in cache, so that the step need not read it for the norm. The clip stays exact.",
+        "is in cache, so that the step need not read it for the norm. The clip stays exact. "
+        "Gradients may change afterwards, but not through `.grad.data`, which autograd cannot see.",
     ),
     "fused_unscale": Extra(
         "bool | None",
