@@ -69,7 +69,7 @@ class Observer:
             if grad is None:
                 continue
             known, version = seen.get(index, (None, 0))
-            if known is None or known() is not grad or version != grad._version:
+            if version != grad._version or known is None or known() is not grad:
                 bound.plan.observe(index, grad)
         return True
 
