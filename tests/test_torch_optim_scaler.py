@@ -136,35 +136,6 @@ def test_an_overflow_on_the_first_step_is_a_no_op(name: str) -> None:
     assert equal(opt, plain)
 
 
-def test_state_that_torch_makes_of_an_overflow_on_the_first_step() -> None:
-    """torch.optim.SGD(fused=True) keeps a momentum buffer that nothing was written into.
-
-    Its kernel returns early, but the buffer counts as begun: the next step multiplies whatever
-    `empty_like` found in memory by the momentum, and adds it. Here it is filled before, to see it.
-    """
-    param = torch.nn.Parameter(torch.ones(8))
-    theirs = torch.optim.SGD([param], lr=0.1, momentum=0.9, fused=True)
-    param.grad = torch.ones(8)
-    theirs.grad_scale, theirs.found_inf = torch.tensor(1.0), torch.tensor(1.0)
-    theirs.step()
-    assert theirs.state[param]["momentum_buffer"] is not None  # begun by a step that was none
-    theirs.state[param]["momentum_buffer"].fill_(7.0)
-    theirs.found_inf = torch.tensor(0.0)
-    theirs.step()
-    right = torch.full((8,), 0.9)
-    assert not torch.equal(param, right)
-
-    param = torch.nn.Parameter(torch.ones(8))
-    mine = ours.SGD([param], lr=0.1, momentum=0.9)
-    param.grad = torch.ones(8)
-    mine.grad_scale, mine.found_inf = torch.tensor(1.0), torch.tensor(1.0)
-    mine.step()
-    assert param not in mine.state
-    mine.found_inf = torch.tensor(0.0)
-    mine.step()
-    assert torch.equal(param, right)
-
-
 @pytest.mark.parametrize("shape", [(), (1,)])
 def test_attributes_of_a_custom_scaler(shape: tuple[int, ...]) -> None:
     """`grad_scale` divides, `found_inf` skips; either may be missing or None (pytorch#123428)."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, NamedTuple
@@ -57,6 +58,16 @@ class Bound(NamedTuple):
             or not all(all(map(operator.is_, *pair)) for pair in self.lists)
             or any(leaf.stale for leaf in self.leaves)
         )
+
+    def spelled(self, message: str) -> str:
+        """A message of the core, with the gradients named as torch's users know them."""
+
+        def name(match: re.Match[str]) -> str:
+            tree, place = (match[1], match[2]) if match[2] else (0, match[1])
+            first = sum(count for _, count in self.groups[: int(tree)])
+            return f"{self.leaves[first + int(place)].name}.grad"
+
+        return re.sub(r"^grads\[(\d+)\](?:\[(\d+)\])?", name, message)
 
     def per_group(self, values: list[Any]) -> list[list[Any]]:
         """What there is per leaf, in the form of the plan's trees."""
@@ -208,9 +219,12 @@ class Optimizer(torch.optim.Optimizer):
             observer = self._observer if grads is None else None
             observed = observer is not None and observer.complete(bound)
             result = bound.plan.step(trees, rows, policy, norm, copies, observed)
-        except (TypeError, ValueError, BufferError, RuntimeError) as error:
+        except (TypeError, ValueError, BufferError, RuntimeError, FloatingPointError) as error:
             self._explain(error)
-            raise
+            text = bound.spelled(str(error))
+            if text == str(error):
+                raise
+            raise type(error)(text) from error
         if grads is not None and not result.skipped:
             for leaf, grad in zip(bound.leaves, grads, strict=True):
                 if grad is not None:
@@ -286,6 +300,7 @@ class Optimizer(torch.optim.Optimizer):
                 if id(param) not in seen:  # tied
                     seen.add(id(param))
                     leaves.append(make_leaf(param, f"{name}[{place}]", self.master_weights))
+                    leaves[-1].name = f"{name}[{place}]"
             if len(leaves) > before:
                 groups.append((index, len(leaves) - before))
                 names.append(name)

@@ -87,7 +87,10 @@ class Leaf:
         param: The parameter.
         target: The tensor that is registered with the core and updated by it.
         wrapped: State buffers as `Optimizer.state` shows them, by torch's names.
+        name: Where the parameter stands in the groups, as messages say it.
     """
+
+    name: str
 
     direct = False  # the core may read `param` and `param.grad` by itself
 
