@@ -21,14 +21,6 @@ constexpr std::int64_t min_elements_without_gil = 16384;
 
 thread_local std::unique_ptr<Call> spare;  // not a Handle: deleted when the thread ends
 
-double number(PyObject* object) {
-  const double value = PyFloat_AsDouble(object);
-  if (value == -1.0 && PyErr_Occurred()) throw py::error_already_set();
-  return value;
-}
-
-double limit(PyObject* object) { return object == Py_None ? infinity : number(object); }
-
 /// What a parameter or state of this type is stored as; refuses the rest.
 DType output_dtype(const Buffer& buffer, const Place& place) {
   switch (buffer.scalar) {
@@ -102,56 +94,6 @@ std::string immutable_fix(PyObject* object) {
 }
 
 }  // namespace
-
-RowSpec parse_row(int rule, py::handle tuple) {
-  constexpr std::size_t head = 4;
-  const cpu::RuleInfo& info = cpu::rule_infos().at(static_cast<std::size_t>(rule));
-  PyObject* items = tuple.ptr();
-  if (!PyTuple_Check(items) ||
-      PyTuple_GET_SIZE(items) != static_cast<Py_ssize_t>(head + info.hypers.size())) {
-    throw InternalError("a row of hyper-parameters has the wrong form");
-  }
-  RowSpec spec;
-  Row& row = spec.row;
-  row.rule = rule;
-  row.rescale_grad = number(PyTuple_GET_ITEM(items, 0));
-  row.sign = number(PyTuple_GET_ITEM(items, 1)) != 0 ? -1.0 : 1.0;
-  row.clip_norm = limit(PyTuple_GET_ITEM(items, 2));
-  row.clip_value = limit(PyTuple_GET_ITEM(items, 3));
-  spec.measures = PyTuple_GET_ITEM(items, 2) != Py_None;
-  for (std::size_t k = 0; k < info.hypers.size(); ++k) {
-    row.hyper[k] = number(PyTuple_GET_ITEM(items, static_cast<Py_ssize_t>(head + k)));
-  }
-  return spec;
-}
-
-namespace {
-
-/// The position of a string among `options`; the caller has checked it already.
-template <std::size_t n>
-int option(PyObject* text, const char* const (&options)[n]) {
-  for (int k = 0; k < static_cast<int>(n); ++k) {
-    if (PyUnicode_Check(text) && PyUnicode_CompareWithASCIIString(text, options[k]) == 0) return k;
-  }
-  throw py::value_error(std::string("expected '") + options[0] + "' or the like, got " +
-                        brief(text));
-}
-
-}  // namespace
-
-Policy parse_policy(py::handle tuple) {
-  PyObject* items = tuple.ptr();
-  if (!PyTuple_Check(items) || PyTuple_GET_SIZE(items) != 3) {
-    throw InternalError("a policy has the wrong form");
-  }
-  Policy policy;
-  policy.on_nonfinite =
-      static_cast<OnNonfinite>(option(PyTuple_GET_ITEM(items, 0), {"propagate", "skip", "raise"}));
-  policy.clip_scope =
-      static_cast<ClipScope>(option(PyTuple_GET_ITEM(items, 1), {"all", "group", "array"}));
-  policy.skip_norm = limit(PyTuple_GET_ITEM(items, 2));
-  return policy;
-}
 
 // ---- life -------------------------------------------------------------------------------------
 
@@ -497,7 +439,7 @@ void Call::give_each_tensor_a_row() {
 
 std::optional<double> Call::given_norm(py::handle grad_norm) const {
   if (grad_norm.is_none()) return std::nullopt;
-  const double norm = number(grad_norm.ptr());
+  const double norm = to_double(grad_norm.ptr());
   if (norm < 0) {
     throw py::value_error("grad_norm: expected a norm >= 0, got " + brief(grad_norm.ptr()));
   }

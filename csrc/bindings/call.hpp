@@ -11,6 +11,7 @@
 
 #include "bindings/buffer.hpp"
 #include "bindings/overlap.hpp"
+#include "bindings/row.hpp"
 #include "core/step.hpp"
 #include "cpu/rule_info.hpp"
 
@@ -40,27 +41,6 @@ struct LeafNames {
 
 /// Spells an argument of the n-th leaf; only called for errors.
 using Speller = std::function<std::string(std::size_t leaf, Role role, int slot)>;
-
-enum class OnNonfinite : std::uint8_t { propagate, skip, raise };
-enum class ClipScope : std::uint8_t { all, group, array };
-
-/// What a step does besides its rows' arithmetic.
-struct Policy {
-  OnNonfinite on_nonfinite = OnNonfinite::propagate;
-  ClipScope clip_scope = ClipScope::all;
-  double skip_norm = HUGE_VAL;
-};
-
-/// The hyper-parameters of a row as they come from Python.
-struct RowSpec {
-  Row row{};
-  bool measures = false;  ///< has a grad_clip_norm, possibly infinite
-};
-
-/// Parses (rescale_grad, maximize, grad_clip_norm, grad_clip_value, *hypers of the rule).
-RowSpec parse_row(int rule, py::handle tuple);
-/// Parses (on_nonfinite, grad_clip_scope, skip_grad_norm).
-Policy parse_policy(py::handle tuple);
 
 struct StepReport {
   std::optional<double> grad_norm;
