@@ -19,6 +19,21 @@
 /// the first byte is written.
 namespace fusedstep::bindings {
 
+/// What a plan knows of the arrays of a leaf from the step before, when they were the same objects.
+/// Asking torch again takes longer than updating a small tensor.
+struct Recollection {
+  struct State {
+    const void* plain_at = nullptr;
+    Slot slot;  ///< where it was; data is null if that is not known
+  };
+  const void* plain_at = nullptr;  ///< of the parameter: see import_buffer
+  std::vector<std::int64_t> form;  ///< of the parameter: element type, shape and strides
+  State states[max_slots];
+  /// How many references to a state the plan and its owner have. If there are no others, nobody
+  /// can have given it other memory since, and nobody computes with it.
+  Py_ssize_t holders = 1;
+};
+
 /// One parameter and what goes with it; null where absent (a state: to be created).
 struct Leaf {
   PyObject* param;
@@ -26,9 +41,8 @@ struct Leaf {
   PyObject* copy;
   PyObject* states[max_slots];
   double* chunk_sums = nullptr;  ///< see StepCall::Sums
-  /// Null, or what is known of the parameter and the states (from [1] on), which are the same
-  /// objects in every step: `plain_at` of import_buffer.
-  const void** plain_at = nullptr;
+  Recollection* known = nullptr;
+  int known_state[max_slots] = {};  ///< of each state the index in Recollection::states
 };
 
 /// How messages call the arguments of a leaf.
@@ -124,7 +138,9 @@ class Call {
                        const Buffer& param, Tensor& tensor, std::uint32_t leaf);
   void import_state(PyObject* object, const Place& place, const Place& param_place,
                     const Buffer& param, Tensor& tensor, int slot, std::uint32_t leaf,
-                    const void** plain_at = nullptr);
+                    Recollection::State* known = nullptr);
+  bool recall_state(PyObject* object, const Recollection& known, int index, const Buffer& param,
+                    Tensor& tensor, int slot, std::uint32_t leaf);
   void import_block_state(PyObject* pair, const Place& place, const Buffer& param, Slot& slot,
                           std::uint32_t leaf, int index);
   void import_copy(PyObject* object, const Place& place, const Place& param_place,

@@ -245,11 +245,13 @@ class Optimizer(torch.optim.Optimizer):
                 groups.append((index, len(leaves) - before))
                 names.append(name)
         trees = split([leaf.target for leaf in leaves], groups)
+        direct = all(leaf.direct for leaf in leaves)
+        holders = 2 if direct else 0  # the plan and `state`; other leaves show views of states
         return Bound(
-            _core.Plan(trees, names, type(self).form.declaration.slots),
+            _core.Plan(trees, names, type(self).form.declaration.slots, holders),
             leaves,
             groups,
-            all(leaf.direct for leaf in leaves),
+            direct,
             any(is_dtensor(leaf.param) for leaf in leaves),
         )
 
