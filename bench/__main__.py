@@ -14,7 +14,7 @@ import fusedstep as fs
 from rich.console import Console
 
 from bench import contenders, machine, report, rows, streams
-from bench.measure import measure
+from bench.measure import measure_all
 
 
 def parse() -> argparse.Namespace:
@@ -62,9 +62,10 @@ def main() -> None:
         console.print("the machine is busy with something else: expect noise", style="yellow")
 
     results = []
-    for row in rows.build(setting, options.k):
-        results.append(measure(row, 2 if options.smoke else options.rounds))
-        report.show_result(console, results[-1])
+    rounds = 2 if options.smoke else options.rounds
+    for result in measure_all(rows.build(setting, options.k), rounds):
+        results.append(result)
+        report.show_result(console, result)
     report.show_bars(console, results)
 
     full = not (options.k or options.smoke)
