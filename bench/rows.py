@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from bench import contenders as by
-from bench import on_torch
+from bench import on_torch, torch_rows
 from bench.bars import CLIPPED, FUNCTION, FUSED, OBJECT, ON_TORCH, OURS, ROOFLINE, SHARED, UNCLIPPED
 from bench.machine import ROOT
 from bench.measure import Row, timed
@@ -189,6 +189,7 @@ ROWS: dict[str, Callable[[Setting], Row]] = {
     "call": call,
     "cached": cached,
     "alternate": alternate,
+    **(torch_rows.ROWS if on_torch.HAS_TORCH else {}),
     "import": import_time,
     "wheel": wheel,
 }
