@@ -30,7 +30,16 @@ MODULES = [
 ]
 
 
-@pytest.mark.parametrize("name", ["fusedstep", *MODULES])
+def marked(name: str, text: str, value: Any) -> Any:
+    """A parameter of a test, with the mark of the framework that the text imports."""
+    used = re.search(
+        r"^(?:>>> )? *(?:import|from) (?:fusedstep\.)?(torch|jax)\b", text, re.MULTILINE
+    )
+    marks = [pytest.mark.framework(used[1])] if used else []
+    return pytest.param(value, id=name, marks=marks)
+
+
+@pytest.mark.parametrize("name", [marked(n, f"import {n}", n) for n in ("fusedstep", *MODULES)])
 def test_docstrings(name: str) -> None:
     module = importlib.import_module(name)
     finder = doctest.DocTestFinder(exclude_empty=True)
@@ -53,7 +62,7 @@ def test_optimizers_and_functions_have_examples() -> None:
             assert any(test.examples for test in finder.find(member, name)), name
 
 
-@pytest.mark.parametrize("page", PAGES, ids=[page.stem for page in PAGES])
+@pytest.mark.parametrize("page", [marked(page.stem, page.read_text(), page) for page in PAGES])
 def test_pages(page: Path) -> None:
     """All `>>>` blocks of a page, one after the other, in one namespace."""
     text = re.sub(r"^```.*$", "", page.read_text(), flags=re.MULTILINE)

@@ -13,6 +13,7 @@ from fusedstep import _core
 from fusedstep.codegen import Packer
 from fusedstep.torch import amp, checkpoints, compiled, distributed
 from fusedstep.torch.backward import Observer
+from fusedstep.torch.docs import class_docstring
 from fusedstep.torch.leaves import Leaf, is_dtensor, make_leaf
 from fusedstep.torch.signatures import (
     Form,
@@ -83,6 +84,7 @@ class Optimizer(torch.optim.Optimizer):
         cls.form, cls._form = form.optimizer, form
         cls._pack = staticmethod(form.optimizer._pack)
         cls.__init__ = make_initializer(cls, form)  # type: ignore[method-assign]
+        cls.__doc__ = class_docstring(cls.__doc__ or "", form)
 
     def _set_up(self, params: Any, defaults: dict[str, Any], attributes: Mapping[str, Any]) -> None:
         if type(self) is Optimizer:
