@@ -28,6 +28,7 @@ from torch.nn import functional as F
 
 CLIP_NORM = 1.0
 WAYS = ("torch", "fusedstep")
+COLOURS = ("#f4b183", "#1f4e9c")
 PICTURE = Path("demo-torch.png")
 
 
@@ -256,30 +257,36 @@ def show(console: Console, results: dict[str, list[Run]]) -> None:
 
 
 def draw(results: dict[str, list[Run]], path: Path) -> None:
+    """A panel of losses for each optimizer, and one of the times of all."""
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
-    for k, (name, (theirs, ours)) in enumerate(results.items()):
-        left.plot(_smooth(theirs.losses), color=f"C{k}", lw=6, alpha=0.35)
-        left.plot(_smooth(ours.losses), color=f"C{k}", lw=1.5, label=name)
-    left.set(xlabel="step", ylabel="nats per character, mean of 10 steps")
-    left.set_title("Training loss (wide: torch, thin: fusedstep)")
-    left.legend()
-    left.grid(alpha=0.3)
-
-    for k, runs in enumerate(results.values()):
-        for way, run in enumerate(runs):
-            low, middle, high = run.step_ms.tolist()
-            place = k + 0.2 * (2 * way - 1)
-            spread = [[middle - low], [high - middle]]
-            right.barh(place, middle, 0.38, color=f"C{k}", alpha=(0.35, 1)[way], xerr=spread)
-            right.text(high, place, f"  {WAYS[way]}: {middle:.2f} ms", va="center")
-    right.set_yticks(range(len(results)), results)
-    right.invert_yaxis()
-    right.margins(x=0.4)
-    right.set(xlabel="ms, median and quartiles", title="Clip and optimizer step")
+    first, second, third = results
+    figure, axes = plt.subplot_mosaic(
+        [[first, second], [third, "time"]], figsize=(11, 7), layout="constrained"
+    )
+    for name, runs in results.items():
+        for way, run, colour, width in zip(WAYS, runs, COLOURS, (6, 1.5), strict=True):
+            axes[name].plot(_smooth(run.losses), color=colour, lw=width, label=way)
+        axes[name].sharey(axes[first])
+        axes[name].set(xlabel="step", ylabel="nats per character", title=f"{name}: training loss")
+        axes[name].legend(title="mean of 10 steps")
+        axes[name].grid(alpha=0.3)
+    _draw_times(axes["time"], results)
     figure.savefig(path, dpi=120)
+
+
+def _draw_times(axes: Any, results: dict[str, list[Run]]) -> None:
+    for k, runs in enumerate(results.values()):
+        for way, run, colour, side in zip(WAYS, runs, COLOURS, (-0.2, 0.2), strict=True):
+            low, middle, high = run.step_ms.tolist()
+            spread = [[middle - low], [high - middle]]
+            axes.barh(k + side, middle, 0.38, color=colour, xerr=spread)
+            axes.text(high, k + side, f"  {way}: {middle:.2f} ms", va="center")
+    axes.set_yticks(range(len(results)), results)
+    axes.invert_yaxis()
+    axes.margins(x=0.4)
+    axes.set(xlabel="ms, median and quartiles", title="Clip and optimizer step")
 
 
 def _smooth(losses: list[float]) -> Tensor:

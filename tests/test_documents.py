@@ -87,6 +87,14 @@ def test_every_public_name_is_in_the_api_page(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.skipif(not PAGES, reason="runs in a checkout only")
+@pytest.mark.framework("torch")
+def test_every_name_of_torch_is_in_the_api_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = tables(monkeypatch).torch_api()
+    listed = re.findall(r"^\.\. autoclass:: fusedstep\.torch\.(\w+)\(", text, re.MULTILINE)
+    assert sorted(listed) == sorted(importlib.import_module("fusedstep.torch").__all__)
+
+
+@pytest.mark.skipif(not PAGES, reason="runs in a checkout only")
 def test_every_rule_has_a_section_with_its_oracle(monkeypatch: pytest.MonkeyPatch) -> None:
     module, text = tables(monkeypatch), (DOCS / "rules.md").read_text()
     for rule in _core.rules():
