@@ -13,6 +13,7 @@ from fusedstep import _core
 from fusedstep.codegen import Packer
 from fusedstep.torch import amp, checkpoints, compiled, distributed
 from fusedstep.torch.backward import Observer
+from fusedstep.torch.docs import class_docstring
 from fusedstep.torch.leaves import Leaf, is_dtensor, make_leaf
 from fusedstep.torch.signatures import (
     Form,
@@ -58,11 +59,13 @@ class Optimizer(torch.optim.Optimizer):
     """A `torch.optim.Optimizer` that clips, decays and updates in one pass; base of all classes.
 
     Attributes:
-        param_groups, state, defaults: As torch has them, with its names. What is assigned there
-            holds from the next step on.
+        param_groups: As torch has them, with its names. What is assigned there holds from the next
+            step on.
+        defaults: What `param_groups` have where they were not told otherwise.
         last (fusedstep.StepResult | None): What the last step did.
-        on_nonfinite, grad_clip_scope, skip_grad_norm: As given to the constructor; may be changed
-            between steps.
+        on_nonfinite: As given to the constructor; may be changed between steps.
+        grad_clip_scope: The same.
+        skip_grad_norm: The same.
     """
 
     on_nonfinite: str
@@ -83,6 +86,7 @@ class Optimizer(torch.optim.Optimizer):
         cls.form, cls._form = form.optimizer, form
         cls._pack = staticmethod(form.optimizer._pack)
         cls.__init__ = make_initializer(cls, form)  # type: ignore[method-assign]
+        cls.__doc__ = class_docstring(cls.__doc__ or "", form)
 
     def _set_up(self, params: Any, defaults: dict[str, Any], attributes: Mapping[str, Any]) -> None:
         if type(self) is Optimizer:
@@ -266,7 +270,7 @@ class Optimizer(torch.optim.Optimizer):
 
     @property
     def state(self) -> defaultdict[Any, Any]:
-        """The state of each parameter, by torch's names: `state[param]["momentum_buffer"]`, ...
+        """The state of each parameter by torch's names, such as `state[param]["momentum_buffer"]`.
 
         Buffers are those that the step writes; counts (`step`, `mu_product`) are brought up to date
         when this attribute is read. What is put here, changed or deleted holds from the next step
@@ -296,11 +300,11 @@ class Optimizer(torch.optim.Optimizer):
         """Takes over a state dict of this class, or of the class of torch.optim of the same name.
 
         Buffers are copied, in the state's own dtype: float32 for 16-bit parameters, whatever dtype
-        they were saved in. Hyper-parameters that the saved groups lack stay as they are.
+        they were saved in. Hyper-parameters that the saved groups lack stay as they are, and so do
+        those that the class settles (`nesterov` of `MomentumNesterov`).
 
         Raises:
-            ValueError: If groups, shapes or fixed hyper-parameters (`nesterov`) do not fit. Nothing
-                has changed then.
+            ValueError: If groups or shapes do not fit. Nothing has changed then.
         """
         hook = self.register_load_state_dict_pre_hook(checkpoints.hide_tensors)
         try:
@@ -328,7 +332,7 @@ class Optimizer(torch.optim.Optimizer):
 
     @property
     def grad_norm(self) -> Any:
-        """Norm of all gradients of the last step before clipping: a 0-d float64 tensor, or None."""
+        """Norm of all gradients of the last step before clipping, a 0-d float64 tensor; or None."""
         norm = None if self.last is None else self.last.grad_norm
         return None if norm is None else torch.tensor(norm, dtype=torch.float64)
 
