@@ -13,7 +13,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 SOURCES := CMakeLists.txt pyproject.toml $(shell find csrc python -not -name '*.py[co]' -not -name __pycache__)
 CXX_FILES = $(shell git ls-files --cached --others --exclude-standard '*.cpp' '*.hpp' '*.cu')
 
-.PHONY: help demo bench docs test test-all lint format sanitize wheel roofline clean
+.PHONY: help demo demo-torch bench docs test test-all lint format sanitize wheel roofline clean
 .DELETE_ON_ERROR:
 
 help:  ## lists the targets
@@ -56,6 +56,9 @@ roofline: $(VENV)/group-build.stamp
 
 demo: $(VENV)/fusedstep.stamp $(VENV)/group-demo.stamp  ## trains a small network on real data
 	$(BIN)/python examples/digits.py
+
+demo-torch: $(VENV)/fusedstep.stamp $(VENV)/group-demo-torch.stamp  ## trains a small transformer with torch.optim and with fusedstep.torch
+	$(BIN)/python examples/char_transformer.py $(DEMO_ARGS)
 
 bench: $(VENV)/fusedstep.stamp $(VENV)/group-bench.stamp $(VENV)/wheel.stamp roofline  ## measures speed against peers and rooflines
 	$(BIN)/python -m bench $(BENCH_ARGS)
@@ -104,4 +107,4 @@ wheel: $(VENV)/wheel.stamp  ## makes a redistributable wheel and checks it in an
 	  test "$$size" -le 2000000
 
 clean:  ## removes everything that was made here
-	rm -rf $(VENV) build dist wheelhouse docs/_build docs/generated demo.png .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist wheelhouse docs/_build docs/generated demo.png demo-torch.png .pytest_cache .mypy_cache .ruff_cache .hypothesis

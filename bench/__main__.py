@@ -13,8 +13,9 @@ from typing import Any
 import fusedstep as fs
 from rich.console import Console
 
-from bench import contenders, machine, report, rows, streams
-from bench.measure import measure
+from bench import machine, on_torch, report, rows, streams
+from bench.measure import measure_all
+from bench.setting import FULL, SMOKE, Setting
 
 
 def parse() -> argparse.Namespace:
@@ -30,7 +31,7 @@ def parse() -> argparse.Namespace:
 def set_threads(threads: int) -> int:
     """The same number for everyone."""
     fs.set_num_threads(threads)
-    if contenders.HAS_TORCH:
+    if on_torch.HAS_TORCH:
         import torch
 
         torch.set_num_threads(fs.get_num_threads())
@@ -52,7 +53,7 @@ def main() -> None:
     console = Console(width=None if sys.stdout.isatty() else 100)
     threads = set_threads(options.threads)
     known = facts()
-    setting = rows.Setting(rows.SMOKE if options.smoke else rows.FULL, streams.load(threads))
+    setting = Setting(SMOKE if options.smoke else FULL, streams.load(threads))
     missing = [name for name in ("torch", "matplotlib") if not find_spec(name)]
     missing += [] if setting.roofline else ["roofline (make roofline)"]
     if missing:
@@ -62,9 +63,10 @@ def main() -> None:
         console.print("the machine is busy with something else: expect noise", style="yellow")
 
     results = []
-    for row in rows.build(setting, options.k):
-        results.append(measure(row, 2 if options.smoke else options.rounds))
-        report.show_result(console, results[-1])
+    rounds = 2 if options.smoke else options.rounds
+    for result in measure_all(rows.build(setting, options.k), rounds):
+        results.append(result)
+        report.show_result(console, result)
     report.show_bars(console, results)
 
     full = not (options.k or options.smoke)

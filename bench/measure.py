@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import resource
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import repeat
 
 import numpy as np
@@ -64,7 +65,10 @@ class Row:
 
 @dataclass
 class Result:
-    """All samples of a row: `samples[who][k]` was taken in round k, next to the others' k-th."""
+    """All samples of a row: `samples[who][k]` was taken in round k, next to the others' k-th.
+
+    The row is without its contenders, which hold its memory.
+    """
 
     row: Row
     samples: dict[str, list[float]]
@@ -90,4 +94,10 @@ def measure(row: Row, rounds: int) -> Result:
         for i in range(len(names)):
             name = names[(i + k) % len(names)]
             samples[name].append(row.contenders[name]())
-    return Result(row, samples, resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw - before)
+    preempted = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw - before
+    return Result(replace(row, contenders={}), samples, preempted)
+
+
+def measure_all(rows: Iterable[Row], rounds: int) -> Iterator[Result]:
+    """One result after the other; no row is held while the next is made."""
+    return map(partial(measure, rounds=rounds), rows)

@@ -44,7 +44,7 @@ def show_result(console: Console, result: Result) -> None:
         return
     first = next(iter(result.samples))
     table = Table(title=f"{row.name}: {row.work}", title_justify="left")
-    table.add_column("who", width=26)
+    table.add_column("who", width=28)
     table.add_column("median (quartiles)", width=24, justify="right")
     table.add_column("GB/s", width=6, justify="right")
     table.add_column("times the first", width=20, justify="right")
@@ -71,17 +71,16 @@ def verdict(bar: Bar, figure: Spread | None) -> str:
 
 
 def show_bars(console: Console, results: list[Result]) -> None:
-    table = Table(title="bars (design 8)", title_justify="left")
+    table = Table(title="bars", title_justify="left")
     for column in ("row", "figure", "bar", "median (quartiles)", ""):
         table.add_column(column)
     for bar, result, figure in judge(results):
-        what = bar.measured if bar.base is None else f"{bar.measured} / {bar.base}"
         limit, shown = bar.limit, "" if figure is None else ratio(figure)
         if bar.base is None and bar.at_most is not None:
             limit = f"<= {quantity(bar.at_most, result.row.unit)}"
             shown = "" if figure is None else spread_of(figure, result.row.unit)
         style = {"met": "green", "missed": "red"}.get(verdict(bar, figure))
-        table.add_row(bar.row, what, limit, shown, verdict(bar, figure), style=style)
+        table.add_row(bar.row, bar.title(result), limit, shown, verdict(bar, figure), style=style)
     console.print(table)
 
 
@@ -106,10 +105,11 @@ def as_json(facts: dict[str, Any], results: list[Result]) -> dict[str, Any]:
     bars = [
         {
             **vars(bar),
+            "counted": bar.counted(result),
             "figure": None if figure is None else vars(figure),
             "verdict": verdict(bar, figure),
         }
-        for bar, _, figure in judge(results)
+        for bar, result, figure in judge(results)
     ]
     return {**facts, "bars": bars, "rows": rows}
 

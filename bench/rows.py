@@ -5,40 +5,18 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from bench import contenders as by
+from bench import on_torch, torch_rows
 from bench.bars import CLIPPED, FUNCTION, FUSED, OBJECT, ON_TORCH, OURS, ROOFLINE, SHARED, UNCLIPPED
 from bench.machine import ROOT
 from bench.measure import Row, timed
 from bench.methods import ADAMW, NADAM, SGD
-from bench.streams import Roofline
+from bench.models import equal
+from bench.setting import Setting
 from bench.work import Step, Work
-
-
-@dataclass(frozen=True)
-class Scale:
-    """How much work a row is."""
-
-    large: int  # elements, far beyond every cache but those of the largest servers
-    cached: int  # elements whose three buffers fit a last-level cache
-    many: int  # tensors of a model with many small ones
-    calls: int  # of the smallest work, per sample
-    matmul: int
-
-
-FULL = Scale(large=2**25, cached=2**20, many=1000, calls=1000, matmul=384)
-SMOKE = Scale(large=100_003, cached=10_007, many=20, calls=10, matmul=32)
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What the rows need to know."""
-
-    scale: Scale
-    roofline: Roofline | None
 
 
 def _row(
@@ -54,28 +32,28 @@ def _row(
     if setting.roofline:
         steps[ROOFLINE] = setting.roofline.loop(loops, work.p, work.g, work.states)
     if peers:
-        steps |= by.torch_forms(work) | {"numpy": by.numpy_loop(work)}
+        steps |= on_torch.forms(work) | {"numpy": by.numpy_loop(work)}
     differences = work.verify(steps)
     reset = work.reset_gradients if work.clip else int
     samplers = {who: timed(run, 1, reset) for who, run in steps.items()}
     nbytes = dict.fromkeys((OURS, ROOFLINE), bytes_per_element * work.p.size)
-    title = f"{what}, {work.tensors} x {work.numel:,}"
+    title = f"{what}, {work.extent}"
     return Row(name, title, samplers, nbytes, differences)
 
 
 def nesterov(setting: Setting, tensors: int) -> Row:
-    work = Work(tensors, setting.scale.large // tensors)
+    work = Work(equal(tensors, setting.scale.large // tensors))
     return _row(setting, f"nesterov-{tensors}", "Nesterov + decay", work, ("update",), 20)
 
 
 def clip(setting: Setting, tensors: int) -> Row:
-    work = Work(tensors, setting.scale.large // tensors).with_clip()
+    work = Work(equal(tensors, setting.scale.large // tensors)).with_clip()
     what = "Nesterov + decay + global clip"
     return _row(setting, f"clip-{tensors}", what, work, ("read", "update"), 24)
 
 
 def sgd(setting: Setting) -> Row:
-    work = Work(1, setting.scale.large, method=SGD)
+    work = Work(equal(1, setting.scale.large), method=SGD)
     return _row(setting, "sgd", "SGD + decay", work, ("sgd",), 12)
 
 
@@ -83,81 +61,81 @@ def bf16(setting: Setting) -> Row:
     """No peer: torch keeps the velocity in bfloat16 here."""
     import ml_dtypes
 
-    work = Work(1, setting.scale.large, dtype=ml_dtypes.bfloat16)
+    work = Work(equal(1, setting.scale.large), dtype=ml_dtypes.bfloat16)
     what = "Nesterov + decay, bfloat16 p and g, float32 v"
     return _row(setting, "bf16", what, work, ("update_bf16",), 14, peers=False)
 
 
 def nadam(setting: Setting, tensors: int) -> Row:
-    work = Work(tensors, setting.scale.large // tensors, method=NADAM)
+    work = Work(equal(tensors, setting.scale.large // tensors), method=NADAM)
     return _row(setting, f"nadam-{tensors}", "NAdam + decay", work, ("moments",), 28)
 
 
 def adamw(setting: Setting) -> Row:
-    work = Work(1, setting.scale.large, method=ADAMW)
+    work = Work(equal(1, setting.scale.large), method=ADAMW)
     return _row(setting, "adamw", "AdamW", work, ("moments",), 28)
 
 
 def adamw_clip(setting: Setting) -> Row:
-    work = Work(1, setting.scale.large, method=ADAMW).with_clip()
+    work = Work(equal(1, setting.scale.large), method=ADAMW).with_clip()
     loops = ("read", "moments")
     return _row(setting, "adamw-clip", "AdamW + global clip", work, loops, 32)
 
 
 def small(setting: Setting) -> Row:
-    work = Work(setting.scale.many, 1000).with_clip()
+    work = Work(equal(setting.scale.many, 1000)).with_clip()
     steps = {OURS: by.optimizer(work), FUNCTION: by.function_with_own_state(work)}
     steps[SHARED] = by.function(work)
-    if by.HAS_TORCH:
-        steps[ON_TORCH] = by.optimizer_on_torch(work)
-    steps |= by.torch_forms(work) | {"numpy": by.numpy_loop(work)}
+    if on_torch.HAS_TORCH:
+        steps[ON_TORCH] = on_torch.object_on_torch(work)
+    steps |= on_torch.forms(work) | {"numpy": by.numpy_loop(work)}
     differences = work.verify(steps)
     # Five calls: the first may have to wake sleeping threads, as no call in a training loop has to.
     samplers = {who: timed(run, 5, work.reset_gradients) for who, run in steps.items()}
-    title = f"Nesterov + decay + global clip, {work.tensors} x 1000"
+    title = f"Nesterov + decay + global clip, {work.extent}"
     return Row("small", title, samplers, differences=differences)
 
 
 def call(setting: Setting) -> Row:
-    work = Work(1, 1000)
+    work = Work(equal(1, 1000))
     steps = {OURS: by.single(work), OBJECT: by.optimizer(work)}
-    steps |= by.torch_forms(work) | {"numpy": by.numpy_loop(work)}
+    steps |= on_torch.forms(work) | {"numpy": by.numpy_loop(work)}
     differences = work.verify(steps)
     samplers = {who: timed(run, setting.scale.calls) for who, run in steps.items()}
     return Row("call", "Nesterov + decay, one call on 1 x 1000", samplers, differences=differences)
 
 
 def cached(setting: Setting) -> Row:
-    plain = Work(10, setting.scale.cached // 10)
+    plain = Work(equal(10, setting.scale.cached // 10))
     clipped = plain.with_clip()
     steps = {UNCLIPPED: by.function(plain), CLIPPED: by.function(clipped)}
     plain.verify({UNCLIPPED: steps[UNCLIPPED]})
     clipped.verify({CLIPPED: steps[CLIPPED]})
-    if by.HAS_TORCH:
-        steps["torch fused no clip"] = by.torch_optimizer(plain, fused=True)
-        steps["torch fused clip"] = by.torch_optimizer(clipped, fused=True)
+    if on_torch.HAS_TORCH:
+        steps["torch fused no clip"] = on_torch.optimizer(plain, "fused")
+        steps["torch fused clip"] = on_torch.optimizer(clipped, "fused")
     samplers = {who: timed(run, 20) for who, run in steps.items()}
-    return Row("cached", f"Nesterov + decay, 10 x {plain.numel:,}", samplers)
+    return Row("cached", f"Nesterov + decay, {plain.extent}", samplers)
 
 
 def alternate(setting: Setting) -> Row:
     """A step and a torch operation by turns, and the same number of both one after the other."""
-    work = Work(10, setting.scale.cached // 10).with_clip()
+    work = Work(equal(10, setting.scale.cached // 10)).with_clip()
     rounds = 20
     contenders: dict[str, Callable[[], float]] = {}
-    if by.HAS_TORCH:
+    if on_torch.HAS_TORCH:
         import torch
 
         square = torch.ones(setting.scale.matmul, setting.scale.matmul)
         multiply = partial(torch.mm, square, square)
         for who, step in {
             OURS: by.function(work),
-            FUSED: by.torch_optimizer(work, fused=True),
+            FUSED: on_torch.optimizer(work, "fused"),
         }.items():
             contenders[f"{who} by turns"] = timed(partial(_by_turns, step, multiply, rounds))
             contenders[f"{who} apart"] = timed(partial(_apart, step, multiply, rounds))
     size = setting.scale.matmul
-    return Row("alternate", f"{rounds} x (10 x {work.numel:,}, matmul {size})", contenders)
+    return Row("alternate", f"{rounds} x ({work.extent}, matmul {size})", contenders)
 
 
 def _by_turns(step: Step, other: Step, rounds: int) -> None:
@@ -211,6 +189,7 @@ ROWS: dict[str, Callable[[Setting], Row]] = {
     "call": call,
     "cached": cached,
     "alternate": alternate,
+    **(torch_rows.ROWS if on_torch.HAS_TORCH else {}),
     "import": import_time,
     "wheel": wheel,
 }

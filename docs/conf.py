@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,8 @@ napoleon_custom_sections = ["State", "Numerics", "Function"]
 napoleon_use_ivar = True
 autodoc_typehints = "none"
 autodoc_class_signature = "mixed"
+# The classes of fusedstep.torch say the same about themselves without torch.
+autodoc_mock_imports = [] if importlib.util.find_spec("torch") else ["torch"]
 
 myst_enable_extensions = ["dollarmath", "amsmath", "deflist"]
 myst_heading_anchors = 3

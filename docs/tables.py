@@ -21,6 +21,7 @@ def write(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     parts = {
         "api.md": api(),
+        "torch_api.md": torch_api(),
         "conventions.md": conventions(),
         "differences.md": differences(),
         "not_nesterov.md": not_nesterov(),
@@ -154,6 +155,23 @@ def functions_of_oracles(names: Iterable[str]) -> str:
 
 
 # --- API ----------------------------------------------------------------------------------------
+
+
+def torch_api() -> str:
+    """Classes of `fusedstep.torch`, base first; read from the stub, as torch may be missing."""
+    stub = Path(fs.__file__).parent / "torch" / "optimizers.pyi"
+    classes = [node for node in ast.parse(stub.read_text()).body if isinstance(node, ast.ClassDef)]
+    lines = [".. autoclass:: fusedstep.torch.Optimizer()\n   :members:"]
+    lines += [f".. autoclass:: fusedstep.torch.{node.name}({_signature(node)})" for node in classes]
+    return "\n".join(f"```{{eval-rst}}\n{line}\n```\n" for line in lines)
+
+
+def _signature(node: ast.ClassDef) -> str:
+    """Arguments and defaults of a class in a stub."""
+    (made,) = (member for member in node.body if isinstance(member, ast.FunctionDef))
+    for argument in (*made.args.args, *made.args.kwonlyargs):
+        argument.annotation = None
+    return ast.unparse(made.args).removeprefix("self, ")
 
 
 def api() -> str:

@@ -33,7 +33,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # Quick and likely to notice first; the conformance tests of the rules come last.
 TESTS = [
     *("conversions", "norm", "clip", "functional", "rejections", "buffers", "schedules"),
-    *("optimizers", "checkpoints", "threads", "semantics", "properties", "rules"),
+    *("recollection", "optimizers", "checkpoints", "threads", "semantics", "properties", "rules"),
 ]
 # Without Python, the quickest first: of what the kernels and the engine are made of.
 CHECKS = ["check_scalars", "check_engine", "check_norms", "check_kernels"]
@@ -228,6 +228,12 @@ MUTATIONS = [
     Mutation("policy of the defaults", CODEGEN, 'values=", ".join(CALL_WIDE),\n    )\n    return _compile("policy"', 'values="\'propagate\', \'all\', None",\n    )\n    return _compile("policy"'),
     Mutation("unused state accepted", CODEGEN, '        unused = [_UNUSED.format(slot=slot, name=declaration.function) for slot in slots]\n', '        unused = ["" for slot in slots]\n'),
     Mutation("last rule always", CODEGEN, "for rule in rules[:-1]:", "for rule in ():"),
+    Mutation("state that others hold not asked again", CALL, "Py_REFCNT(object) > known.holders + 1", "Py_REFCNT(object) > known.holders + 100"),
+    Mutation("state of a skipped step recalled", CALL, "known != nullptr && !made;", "known != nullptr;"),
+    Mutation("state of a parameter of another form recalled", CALL, "for (Recollection::State& state : known.states) state.slot = {};", ""),
+    Mutation("state of another slot recalled", PLAN, "leaf.known_state[k] = slot;", "leaf.known_state[k] = static_cast<int>(k);"),
+    Mutation("negated where it was plain", BUFFER, "out.data != plain_at", "plain_at == nullptr"),
+    Mutation("chunk sums of observed gradients", STEP, "sums[chunk.begin / chunk_size] = work_.sums[i];", "sums[0] = work_.sums[i];"),
     Mutation("momentum range", "python/fusedstep/hyperparameters.py", "_FRACTION = Real(0.0, 1.0)", "_FRACTION = Real(0.0, 1.5)"),
 ]  # fmt: skip
 

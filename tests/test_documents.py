@@ -30,7 +30,16 @@ MODULES = [
 ]
 
 
-@pytest.mark.parametrize("name", ["fusedstep", *MODULES])
+def marked(name: str, text: str, value: Any) -> Any:
+    """A parameter of a test, with the mark of the framework that the text imports."""
+    used = re.search(
+        r"^(?:>>> )? *(?:import|from) (?:fusedstep\.)?(torch|jax)\b", text, re.MULTILINE
+    )
+    marks = [pytest.mark.framework(used[1])] if used else []
+    return pytest.param(value, id=name, marks=marks)
+
+
+@pytest.mark.parametrize("name", [marked(n, f"import {n}", n) for n in ("fusedstep", *MODULES)])
 def test_docstrings(name: str) -> None:
     module = importlib.import_module(name)
     finder = doctest.DocTestFinder(exclude_empty=True)
@@ -53,7 +62,7 @@ def test_optimizers_and_functions_have_examples() -> None:
             assert any(test.examples for test in finder.find(member, name)), name
 
 
-@pytest.mark.parametrize("page", PAGES, ids=[page.stem for page in PAGES])
+@pytest.mark.parametrize("page", [marked(page.stem, page.read_text(), page) for page in PAGES])
 def test_pages(page: Path) -> None:
     """All `>>>` blocks of a page, one after the other, in one namespace."""
     text = re.sub(r"^```.*$", "", page.read_text(), flags=re.MULTILINE)
@@ -75,6 +84,14 @@ def test_every_public_name_is_in_the_api_page(monkeypatch: pytest.MonkeyPatch) -
     text = tables(monkeypatch).api()
     listed = re.findall(r"^\.\. auto\w+:: fusedstep\.(\w+)$", text, re.MULTILINE)
     assert sorted([*listed, "__version__"]) == sorted(fs.__all__)
+
+
+@pytest.mark.skipif(not PAGES, reason="runs in a checkout only")
+@pytest.mark.framework("torch")
+def test_every_name_of_torch_is_in_the_api_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = tables(monkeypatch).torch_api()
+    listed = re.findall(r"^\.\. autoclass:: fusedstep\.torch\.(\w+)\(", text, re.MULTILINE)
+    assert sorted(listed) == sorted(importlib.import_module("fusedstep.torch").__all__)
 
 
 @pytest.mark.skipif(not PAGES, reason="runs in a checkout only")

@@ -10,15 +10,18 @@ from pathlib import Path
 import pytest
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
-DEMO = "digits.py"  # `make demo`: it needs scikit-learn and matplotlib
+# `make demo` and `make demo-torch`, with packages of their own.
+DEMOS = {"digits.py", "char_transformer.py"}
 
 pytestmark = pytest.mark.skipif(not EXAMPLES.exists(), reason="runs in a checkout only")
 
 
-def run(name: str, *arguments: int) -> str:
+def run(name: str, *arguments: int | str, folder: Path | None = None) -> str:
     """What an example prints; a warning is an error."""
     command = [sys.executable, "-W", "error", str(EXAMPLES / name), *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=60, check=False, cwd=folder
+    )
     assert done.returncode == 0, done.stderr
     assert not done.stderr
     return done.stdout
@@ -27,8 +30,8 @@ def run(name: str, *arguments: int) -> str:
 def test_every_example_is_run_here() -> None:
     here = Path(__file__).read_text()
     for path in EXAMPLES.glob("*.py"):
-        assert path.name == DEMO or f'run("{path.name}"' in here, path.name
-        if path.name != DEMO:
+        assert path.name == "digits.py" or f'run("{path.name}"' in here, path.name
+        if path.name not in DEMOS:
             lines = path.read_text().splitlines()
             assert len(lines) <= 80, path.name
             assert any(f"python examples/{path.name}" in line for line in lines), path.name
@@ -82,3 +85,19 @@ def test_save_and_resume(steps: tuple[int, int]) -> None:
     assert f"last_epoch={steps[0]})" in loaded
     assert after.startswith(f"after {sum(steps)} steps, lr ")
     assert after.endswith(": the same bits")
+
+
+@pytest.mark.framework("torch")
+def test_char_transformer(tmp_path: Path) -> None:
+    """`make demo-torch`, tiny: all three learn, both ways alike, and there is a picture.
+
+    Over a few steps losses are alike to what rounding in float32 makes of them.
+    """
+    text = run("char_transformer.py", "--smoke", "--steps", 12, folder=tmp_path)
+    for name in ("AdamW", "NAdam", "Nesterov"):
+        line = rf"^{name}: losses from ([\d.]+) to ([\d.]+), .* by at most (\S+)"
+        ((first, last, difference),) = re.findall(line, text, re.MULTILINE)
+        assert float(last) < float(first) - 0.1
+        assert float(difference) < 1e-4
+    assert len(set(re.findall(r"to ([\d.]+),", text))) == 3
+    assert (tmp_path / "demo-torch.png").read_bytes().startswith(b"\x89PNG")

@@ -534,3 +534,31 @@ def test_float64_state_of_a_float32_parameter_is_refused() -> None:
     with pytest.raises(TypeError, match="dtype float64 does not go with"):
         opt.step()
     assert torch.equal(param, torch.ones(3))
+
+
+@pytest.mark.parametrize("held", [False, True])
+@pytest.mark.parametrize("how", ["share_memory_", "set_", "data"])
+def test_states_that_get_other_memory(how: str, held: bool) -> None:
+    """`share_memory_()` and the like move a buffer; it was in hands over a step, or was not."""
+    param = torch.nn.Parameter(torch.zeros(5000))
+    opt = ours.SGD([param], lr=1.0, momentum=0.5)
+    for _ in range(3):
+        param.grad = torch.ones(5000)
+        opt.step()
+    buffer = opt.state[param]["momentum_buffer"]
+    assert buffer[0].item() == 1.75
+    if held:
+        opt.step()
+        opt.step()
+    value = buffer[0].item()
+    if how == "share_memory_":
+        buffer.share_memory_()
+    elif how == "set_":
+        buffer.set_(torch.full((5000,), value))
+    else:
+        buffer.data = torch.full((5000,), value)
+    del buffer
+    for _ in range(2):
+        value = 0.5 * value + 1.0
+        opt.step()
+        assert torch.equal(opt.state[param]["momentum_buffer"], torch.full((5000,), value))

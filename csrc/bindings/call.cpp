@@ -21,14 +21,6 @@ constexpr std::int64_t min_elements_without_gil = 16384;
 
 thread_local std::unique_ptr<Call> spare;  // not a Handle: deleted when the thread ends
 
-double number(PyObject* object) {
-  const double value = PyFloat_AsDouble(object);
-  if (value == -1.0 && PyErr_Occurred()) throw py::error_already_set();
-  return value;
-}
-
-double limit(PyObject* object) { return object == Py_None ? infinity : number(object); }
-
 /// What a parameter or state of this type is stored as; refuses the rest.
 DType output_dtype(const Buffer& buffer, const Place& place) {
   switch (buffer.scalar) {
@@ -93,6 +85,20 @@ bool is_direct(Scalar grad, DType param) {
   }
 }
 
+/// States of a parameter that has changed its form do not fit any more, and are looked at again.
+void keep_form(Recollection& known, const Buffer& param) {
+  const auto dims = static_cast<std::size_t>(param.ndim);
+  std::vector<std::int64_t>& form = known.form;
+  const bool same = form.size() == 1 + 2 * dims && form[0] == static_cast<int>(param.scalar) &&
+                    std::equal(param.shape, param.shape + dims, form.begin() + 1) &&
+                    std::equal(param.strides, param.strides + dims, form.end() - param.ndim);
+  if (same) return;
+  form.assign(1, static_cast<int>(param.scalar));
+  form.insert(form.end(), param.shape, param.shape + dims);
+  form.insert(form.end(), param.strides, param.strides + dims);
+  for (Recollection::State& state : known.states) state.slot = {};
+}
+
 std::string immutable_fix(PyObject* object) {
   const std::string type = type_name(Py_TYPE(object));
   const bool jax = type.rfind("jax", 0) == 0;
@@ -102,56 +108,6 @@ std::string immutable_fix(PyObject* object) {
 }
 
 }  // namespace
-
-RowSpec parse_row(int rule, py::handle tuple) {
-  constexpr std::size_t head = 4;
-  const cpu::RuleInfo& info = cpu::rule_infos().at(static_cast<std::size_t>(rule));
-  PyObject* items = tuple.ptr();
-  if (!PyTuple_Check(items) ||
-      PyTuple_GET_SIZE(items) != static_cast<Py_ssize_t>(head + info.hypers.size())) {
-    throw InternalError("a row of hyper-parameters has the wrong form");
-  }
-  RowSpec spec;
-  Row& row = spec.row;
-  row.rule = rule;
-  row.rescale_grad = number(PyTuple_GET_ITEM(items, 0));
-  row.sign = number(PyTuple_GET_ITEM(items, 1)) != 0 ? -1.0 : 1.0;
-  row.clip_norm = limit(PyTuple_GET_ITEM(items, 2));
-  row.clip_value = limit(PyTuple_GET_ITEM(items, 3));
-  spec.measures = PyTuple_GET_ITEM(items, 2) != Py_None;
-  for (std::size_t k = 0; k < info.hypers.size(); ++k) {
-    row.hyper[k] = number(PyTuple_GET_ITEM(items, static_cast<Py_ssize_t>(head + k)));
-  }
-  return spec;
-}
-
-namespace {
-
-/// The position of a string among `options`; the caller has checked it already.
-template <std::size_t n>
-int option(PyObject* text, const char* const (&options)[n]) {
-  for (int k = 0; k < static_cast<int>(n); ++k) {
-    if (PyUnicode_Check(text) && PyUnicode_CompareWithASCIIString(text, options[k]) == 0) return k;
-  }
-  throw py::value_error(std::string("expected '") + options[0] + "' or the like, got " +
-                        brief(text));
-}
-
-}  // namespace
-
-Policy parse_policy(py::handle tuple) {
-  PyObject* items = tuple.ptr();
-  if (!PyTuple_Check(items) || PyTuple_GET_SIZE(items) != 3) {
-    throw InternalError("a policy has the wrong form");
-  }
-  Policy policy;
-  policy.on_nonfinite =
-      static_cast<OnNonfinite>(option(PyTuple_GET_ITEM(items, 0), {"propagate", "skip", "raise"}));
-  policy.clip_scope =
-      static_cast<ClipScope>(option(PyTuple_GET_ITEM(items, 1), {"all", "group", "array"}));
-  policy.skip_norm = limit(PyTuple_GET_ITEM(items, 2));
-  return policy;
-}
 
 // ---- life -------------------------------------------------------------------------------------
 
@@ -197,8 +153,10 @@ void Call::add_leaf(std::size_t index, const Leaf& leaf, const LeafNames& names,
   keep(leaf);  // first of all: what follows may run Python code that drops the others
   Tensor tensor{};
   Buffer param;
-  const void** const plain_at = leaf.plain_at;
-  tensor.param_dtype = import_output(leaf.param, param_place, param, plain_at);
+  Recollection* const known = leaf.known;
+  tensor.param_dtype =
+      import_output(leaf.param, param_place, param, known != nullptr ? &known->plain_at : nullptr);
+  if (known != nullptr) keep_form(*known, param);
   tensor.param = param.data;
   tensor.numel = param.numel;
   tensor.row = row;
@@ -215,8 +173,11 @@ void Call::add_leaf(std::size_t index, const Leaf& leaf, const LeafNames& names,
       state = made.ptr();
       created_.push_back({index, rows_[row].rule, k, made});
     }
+    const int at = leaf.known_state[k];
+    const bool old = known != nullptr && !made;  // of one that a skipped step dropped nothing holds
+    if (old && recall_state(state, *known, at, param, tensor, k, id)) continue;
     import_state(state, place, param_place, param, tensor, k, id,
-                 plain_at != nullptr ? plain_at + 1 + k : nullptr);
+                 known != nullptr ? &known->states[at] : nullptr);
   }
   if (leaf.copy != nullptr) {
     import_copy(leaf.copy, {names.copy, names.path}, param_place, param, tensor, id);
@@ -248,7 +209,7 @@ std::vector<double> Call::measure(const Leaf& leaf, const LeafNames& names) {
   keep(leaf);
   Tensor tensor{};
   Buffer param;
-  tensor.param_dtype = import_output(leaf.param, param_place, param, leaf.plain_at);
+  tensor.param_dtype = import_output(leaf.param, param_place, param, &leaf.known->plain_at);
   import_gradient(leaf.grad, {names.grad, names.path}, param_place, param, tensor, 0);
   std::vector<double> sums(num_chunks(param.numel));
   tensor.numel = param.numel;
@@ -328,18 +289,30 @@ void Call::import_gradient(PyObject* object, const Place& place, const Place& pa
 
 void Call::import_state(PyObject* object, const Place& place, const Place& param_place,
                         const Buffer& param, Tensor& tensor, int slot, std::uint32_t leaf,
-                        const void** plain_at) {
+                        Recollection::State* known) {
   Slot& target = tensor.slots[slot];
   if (block_states_ && PyTuple_Check(object)) {
     return import_block_state(object, place, param, target, leaf, slot);
   }
   Buffer state;
-  target.dtype = import_output(object, place, state, plain_at);
+  target.dtype = import_output(object, place, state, known != nullptr ? &known->plain_at : nullptr);
   check_shape(state, place, param, param_place);
   check_order(state, place, param, param_place);
   check_state_dtype(target.dtype, place, tensor.param_dtype, param_place);
   target.data = state.data;
+  if (known != nullptr) known->slot = target;
   add_span(state, leaf, Role::state, slot);
+}
+
+bool Call::recall_state(PyObject* object, const Recollection& known, int index, const Buffer& param,
+                        Tensor& tensor, int slot, std::uint32_t leaf) {
+  const Slot& where = known.states[index].slot;
+  if (where.data == nullptr || Py_REFCNT(object) > known.holders + 1) return false;  // + owners_
+  tensor.slots[slot] = where;
+  const auto begin = reinterpret_cast<std::uintptr_t>(where.data);
+  const auto size = size_of(where.dtype) * static_cast<std::size_t>(param.numel);
+  spans_.push_back({begin, begin + size, leaf, Role::state, static_cast<std::uint8_t>(slot)});
+  return true;
 }
 
 void Call::import_block_state(PyObject* pair, const Place& place, const Buffer& param, Slot& slot,
@@ -497,7 +470,7 @@ void Call::give_each_tensor_a_row() {
 
 std::optional<double> Call::given_norm(py::handle grad_norm) const {
   if (grad_norm.is_none()) return std::nullopt;
-  const double norm = number(grad_norm.ptr());
+  const double norm = to_double(grad_norm.ptr());
   if (norm < 0) {
     throw py::value_error("grad_norm: expected a norm >= 0, got " + brief(grad_norm.ptr()));
   }

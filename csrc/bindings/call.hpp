@@ -11,12 +11,28 @@
 
 #include "bindings/buffer.hpp"
 #include "bindings/overlap.hpp"
+#include "bindings/row.hpp"
 #include "core/step.hpp"
 #include "cpu/rule_info.hpp"
 
 /// One step, from validated arguments to its execution. Everything that can fail happens before
 /// the first byte is written.
 namespace fusedstep::bindings {
+
+/// What a plan knows of the arrays of a leaf from the step before, when they were the same objects.
+/// Asking torch again takes longer than updating a small tensor.
+struct Recollection {
+  struct State {
+    const void* plain_at = nullptr;
+    Slot slot;  ///< where it was; data is null if that is not known
+  };
+  const void* plain_at = nullptr;  ///< of the parameter: see import_buffer
+  std::vector<std::int64_t> form;  ///< of the parameter: element type, shape and strides
+  State states[max_slots];
+  /// How many references to a state the plan and its owner have. If there are no others, nobody
+  /// can have given it other memory since, and nobody computes with it.
+  Py_ssize_t holders = 1;
+};
 
 /// One parameter and what goes with it; null where absent (a state: to be created).
 struct Leaf {
@@ -25,9 +41,8 @@ struct Leaf {
   PyObject* copy;
   PyObject* states[max_slots];
   double* chunk_sums = nullptr;  ///< see StepCall::Sums
-  /// Null, or what is known of the parameter and the states (from [1] on), which are the same
-  /// objects in every step: `plain_at` of import_buffer.
-  const void** plain_at = nullptr;
+  Recollection* known = nullptr;
+  int known_state[max_slots] = {};  ///< of each state the index in Recollection::states
 };
 
 /// How messages call the arguments of a leaf.
@@ -40,27 +55,6 @@ struct LeafNames {
 
 /// Spells an argument of the n-th leaf; only called for errors.
 using Speller = std::function<std::string(std::size_t leaf, Role role, int slot)>;
-
-enum class OnNonfinite : std::uint8_t { propagate, skip, raise };
-enum class ClipScope : std::uint8_t { all, group, array };
-
-/// What a step does besides its rows' arithmetic.
-struct Policy {
-  OnNonfinite on_nonfinite = OnNonfinite::propagate;
-  ClipScope clip_scope = ClipScope::all;
-  double skip_norm = HUGE_VAL;
-};
-
-/// The hyper-parameters of a row as they come from Python.
-struct RowSpec {
-  Row row{};
-  bool measures = false;  ///< has a grad_clip_norm, possibly infinite
-};
-
-/// Parses (rescale_grad, maximize, grad_clip_norm, grad_clip_value, *hypers of the rule).
-RowSpec parse_row(int rule, py::handle tuple);
-/// Parses (on_nonfinite, grad_clip_scope, skip_grad_norm).
-Policy parse_policy(py::handle tuple);
 
 struct StepReport {
   std::optional<double> grad_norm;
@@ -144,7 +138,9 @@ class Call {
                        const Buffer& param, Tensor& tensor, std::uint32_t leaf);
   void import_state(PyObject* object, const Place& place, const Place& param_place,
                     const Buffer& param, Tensor& tensor, int slot, std::uint32_t leaf,
-                    const void** plain_at = nullptr);
+                    Recollection::State* known = nullptr);
+  bool recall_state(PyObject* object, const Recollection& known, int index, const Buffer& param,
+                    Tensor& tensor, int slot, std::uint32_t leaf);
   void import_block_state(PyObject* pair, const Place& place, const Buffer& param, Slot& slot,
                           std::uint32_t leaf, int index);
   void import_copy(PyObject* object, const Place& place, const Place& param_place,

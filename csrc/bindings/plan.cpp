@@ -55,8 +55,9 @@ void Plan::check_idle() const {
 
 // ---- registration ---------------------------------------------------------------------------
 
-Plan::Plan(const py::sequence& trees, const py::sequence& names, std::vector<std::string> slots)
-    : slots_(std::move(slots)) {
+Plan::Plan(const py::sequence& trees, const py::sequence& names, std::vector<std::string> slots,
+           Py_ssize_t holders)
+    : slots_(std::move(slots)), holders_(holders) {
   if (slots_.size() > max_slots) throw InternalError("too many state buffers");
   for (const cpu::RuleInfo& rule : cpu::rule_infos()) {
     slot_indices_.emplace_back();
@@ -76,6 +77,7 @@ Plan::Plan(const py::sequence& trees, const py::sequence& names, std::vector<std
       entry.param = py::reinterpret_borrow<py::object>(nodes[0]);
       entry.path = path_tuple(path);
       entry.tree = entry.row = k;
+      entry.known.holders = holders_;
       leaves_.push_back(std::move(entry));
     });
     Forest forest;
@@ -149,7 +151,8 @@ void Plan::set_state(std::size_t index, const py::dict& buffers) {
         py::reinterpret_borrow<py::object>(buffer);
   }
   entry.states = std::move(states);
-  entry.plain_at = {};
+  entry.known = {};
+  entry.known.holders = holders_;
 }
 
 py::tuple Plan::get_progress(std::size_t index) const {
@@ -301,11 +304,12 @@ class Plan::StepFiller final : public Walker {
   void add(std::size_t index, PyObject* grad, PyObject* copy, const LeafNames& names) override {
     Entry& entry = plan_.leaves_[index];
     Leaf leaf{entry.param.ptr(), grad, copy, {}};
-    leaf.plain_at = entry.plain_at.data();
+    leaf.known = &entry.known;
     const int rule = specs_.at(entry.row).row.rule;
     const std::size_t slots = cpu::rule_infos()[static_cast<std::size_t>(rule)].slots.size();
     for (std::size_t k = 0; k < slots; ++k) {
       const int slot = plan_.slot_index(rule, static_cast<int>(k));
+      leaf.known_state[k] = slot;
       leaf.states[k] = entry.states[static_cast<std::size_t>(slot)].ptr();
     }
     if (summed_) leaf.chunk_sums = entry.sum_squares.data();
@@ -383,7 +387,7 @@ void Plan::observe(std::size_t index, py::handle grad) {
   Entry& entry = at(index);
   const std::vector<Path> path = path_of(entry);
   Leaf leaf{entry.param.ptr(), grad.ptr(), nullptr, {}};
-  leaf.plain_at = entry.plain_at.data();
+  leaf.known = &entry.known;
   const Call::Handle call = Call::make();
   entry.sum_squares =
       call->measure(leaf, {names_[entry.tree].c_str(), grad_names_[entry.tree].c_str(), nullptr,
@@ -526,7 +530,9 @@ void bind_plan(py::module_& module) {
     type->ht_type.tp_clear = plan_clear;
   });
   py::class_<Plan>(module, "Plan", collectable)
-      .def(py::init<const py::sequence&, const py::sequence&, std::vector<std::string>>())
+      .def(py::init<const py::sequence&, const py::sequence&, std::vector<std::string>,
+                    Py_ssize_t>(),
+           py::arg("trees"), py::arg("names"), py::arg("slots"), py::arg("holders") = 1)
       .def("__len__", &Plan::size)
       .def("leaf", &Plan::leaf)
       .def("tree", &Plan::tree)

@@ -14,8 +14,10 @@ namespace fusedstep::bindings {
 /// Addresses are read anew in every step (`module.to()` swaps the memory of a live parameter).
 class Plan {
  public:
-  /// `slots` names all state buffers that the optimizer's rules may have.
-  Plan(const py::sequence& trees, const py::sequence& names, std::vector<std::string> slots);
+  /// `slots` names all state buffers that the optimizer's rules may have; `holders`: see
+  /// Recollection.
+  Plan(const py::sequence& trees, const py::sequence& names, std::vector<std::string> slots,
+       Py_ssize_t holders);
 
   std::size_t size() const { return leaves_.size(); }
   py::object leaf(std::size_t index) const { return at(index).param; }
@@ -46,13 +48,13 @@ class Plan {
   struct Entry {
     py::object param;
     py::tuple path;
-    std::array<py::object, max_slots> states;           ///< by the order of slots_
-    std::array<const void*, 1 + max_slots> plain_at{};  ///< see Leaf; forgotten with the states
-    std::int64_t steps = 0;                             ///< applied so far
-    double product = 1.0;                               ///< see Progress
-    py::object sum;                                     ///< gathers gradients, or null
-    std::vector<double> sum_squares;  ///< by chunks, of `sum` or of an observed gradient
-    bool accumulated = false;         ///< `sum` waits for a step
+    std::array<py::object, max_slots> states;  ///< by the order of slots_
+    Recollection known;                        ///< its states by the order of slots_
+    std::int64_t steps = 0;                    ///< applied so far
+    double product = 1.0;                      ///< see Progress
+    py::object sum;                            ///< gathers gradients, or null
+    std::vector<double> sum_squares;           ///< by chunks, of `sum` or of an observed gradient
+    bool accumulated = false;                  ///< `sum` waits for a step
     std::size_t tree = 0;
     std::size_t row = 0;
   };
@@ -77,6 +79,7 @@ class Plan {
   std::vector<std::array<int, max_slots>> slot_indices_;  ///< [rule][slot of the rule]
   std::vector<std::size_t> ends_;  ///< per tree: the index after its last leaf
   std::vector<Entry> leaves_;
+  Py_ssize_t holders_;
   bool busy_ = false;  ///< a call is under way
 };
 

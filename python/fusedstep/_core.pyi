@@ -110,9 +110,13 @@ class Plan:
     """The leaves of an optimizer: parameters, their state and step counts, bound to the user's
     trees (a rebound or restructured tree is detected at the next step)."""
 
-    def __init__(self, trees: Sequence[Any], names: Sequence[str], slots: Sequence[str]) -> None:
+    def __init__(
+        self, trees: Sequence[Any], names: Sequence[str], slots: Sequence[str], holders: int = 1
+    ) -> None:
         """`names[k]` is how messages call `trees[k]`: "params", "params[1]['params']". `slots`
-        names all state buffers that the rules of `step` may have."""
+        names all state buffers that the rules of `step` may have. `holders`: how many references
+        to a state the plan and its owner have at most; a state that has no others is not asked for
+        its address again, nor is its library told that it was written."""
     def __len__(self) -> int: ...
     def leaf(self, index: int) -> Any: ...
     def tree(self, index: int) -> int:

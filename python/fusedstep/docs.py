@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from fusedstep import _core
@@ -18,18 +19,18 @@ PLACEHOLDER = "The hyper-parameters of the signature."
 _WIDTH = 100
 
 
-def _wrapped(text: str, indent: str) -> str:
+def wrapped(text: str, indent: str, hang: int = 4) -> str:
     """One paragraph; `textwrap` would cost a millisecond of import time."""
     lines = [indent]
     for word in text.split():
         if len(lines[-1]) + 1 + len(word) > _WIDTH - 4:
-            lines.append(f"{indent}   ")
+            lines.append(indent + " " * (hang - 1))
         lines[-1] += word if lines[-1] == indent else f" {word}"
     return "\n".join(lines)
 
 
 def _arguments(hypers: tuple[Hyperparameter, ...], indent: str) -> str:
-    return "\n".join(_wrapped(f"{hyper.name}: {hyper.doc}", indent) for hyper in hypers)
+    return "\n".join(wrapped(f"{hyper.name}: {hyper.doc}", indent) for hyper in hypers)
 
 
 def class_docstring(text: str, hypers: tuple[Hyperparameter, ...]) -> str:
@@ -40,10 +41,16 @@ def class_docstring(text: str, hypers: tuple[Hyperparameter, ...]) -> str:
     return text[: found.start()] + _arguments(hypers, found[1]) + text[found.end() :]
 
 
-def _sections(text: str) -> dict[str, str]:
+def sections(text: str) -> dict[str, str]:
     """The parts of a Google-style docstring by title; what comes before the first one is ''."""
     parts = re.split(r"^([A-Z]\w*):\n", inspect.cleandoc(text), flags=re.MULTILINE)
     return {"": parts[0]} | dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+def optional_slots(rules: Iterable[str]) -> set[str]:
+    """State buffers that not all of the rules keep."""
+    kept = [set(_core.rules()[rule]["slots"]) for rule in rules]
+    return set.union(*kept) - set.intersection(*kept)
 
 
 _FUNCTION = """\
@@ -81,11 +88,10 @@ _SLOT = """\
 
 def function_docstring(optimizer: type[Optimizer]) -> str:
     """The docstring of the functional step, from that of the class."""
-    declaration, parts = optimizer.declaration, _sections(optimizer.__doc__ or "")
+    declaration, parts = optimizer.declaration, sections(optimizer.__doc__ or "")
     formula = parts[""].partition(".. math::")[2].strip("\n")
     slots, scalars = declaration.function_slots, scalars_of(declaration)
-    by_rule = [_core.rules()[rule]["slots"] for rule in declaration.function_rules]
-    optional = {slot for slot in slots if not all(slot in own for own in by_rule)}
+    optional = optional_slots(declaration.function_rules)
     state = [*slots, *(scalar.name for scalar in scalars)]
     titles = {"Numerics": "Numerics", "Function": "Example", "References": "References"}
     rest = [f"{new}:\n{parts[old].rstrip()}\n" for old, new in titles.items() if old in parts]

@@ -102,7 +102,8 @@ def fused_nadam_step(
             ("propagate"), leave everything as it was ("skip"), or do so and raise
             FloatingPointError ("raise").
         grad_clip_scope: Whose norm `grad_clip_norm` limits: of "all" gradients together, of each
-            param "group", or of each "array". `r.grad_norm` is that of all gradients in any case.
+            param "group", or of each "array". The result's `grad_norm` is that of all gradients in
+            any case.
         skip_grad_norm: A step whose gradients, all together and after `rescale_grad`, have a norm
             that is larger than this (or NaN) leaves everything as it was, > 0. None or inf: none is
             skipped for its norm.
@@ -213,7 +214,8 @@ def fused_adam_step(
             ("propagate"), leave everything as it was ("skip"), or do so and raise
             FloatingPointError ("raise").
         grad_clip_scope: Whose norm `grad_clip_norm` limits: of "all" gradients together, of each
-            param "group", or of each "array". `r.grad_norm` is that of all gradients in any case.
+            param "group", or of each "array". The result's `grad_norm` is that of all gradients in
+            any case.
         skip_grad_norm: A step whose gradients, all together and after `rescale_grad`, have a norm
             that is larger than this (or NaN) leaves everything as it was, > 0. None or inf: none is
             skipped for its norm.
@@ -320,7 +322,8 @@ def fused_adamw_step(
             ("propagate"), leave everything as it was ("skip"), or do so and raise
             FloatingPointError ("raise").
         grad_clip_scope: Whose norm `grad_clip_norm` limits: of "all" gradients together, of each
-            param "group", or of each "array". `r.grad_norm` is that of all gradients in any case.
+            param "group", or of each "array". The result's `grad_norm` is that of all gradients in
+            any case.
         skip_grad_norm: A step whose gradients, all together and after `rescale_grad`, have a norm
             that is larger than this (or NaN) leaves everything as it was, > 0. None or inf: none is
             skipped for its norm.
@@ -439,7 +442,8 @@ def fused_rmsprop_step(
             ("propagate"), leave everything as it was ("skip"), or do so and raise
             FloatingPointError ("raise").
         grad_clip_scope: Whose norm `grad_clip_norm` limits: of "all" gradients together, of each
-            param "group", or of each "array". `r.grad_norm` is that of all gradients in any case.
+            param "group", or of each "array". The result's `grad_norm` is that of all gradients in
+            any case.
         skip_grad_norm: A step whose gradients, all together and after `rescale_grad`, have a norm
             that is larger than this (or NaN) leaves everything as it was, > 0. None or inf: none is
             skipped for its norm.
@@ -522,7 +526,8 @@ def fused_sgd_step(
             ("propagate"), leave everything as it was ("skip"), or do so and raise
             FloatingPointError ("raise").
         grad_clip_scope: Whose norm `grad_clip_norm` limits: of "all" gradients together, of each
-            param "group", or of each "array". `r.grad_norm` is that of all gradients in any case.
+            param "group", or of each "array". The result's `grad_norm` is that of all gradients in
+            any case.
         skip_grad_norm: A step whose gradients, all together and after `rescale_grad`, have a norm
             that is larger than this (or NaN) leaves everything as it was, > 0. None or inf: none is
             skipped for its norm.
@@ -623,7 +628,8 @@ def fused_momentum_step(
             ("propagate"), leave everything as it was ("skip"), or do so and raise
             FloatingPointError ("raise").
         grad_clip_scope: Whose norm `grad_clip_norm` limits: of "all" gradients together, of each
-            param "group", or of each "array". `r.grad_norm` is that of all gradients in any case.
+            param "group", or of each "array". The result's `grad_norm` is that of all gradients in
+            any case.
         skip_grad_norm: A step whose gradients, all together and after `rescale_grad`, have a norm
             that is larger than this (or NaN) leaves everything as it was, > 0. None or inf: none is
             skipped for its norm.
@@ -729,7 +735,8 @@ def fused_nesterov_step(
             ("propagate"), leave everything as it was ("skip"), or do so and raise
             FloatingPointError ("raise").
         grad_clip_scope: Whose norm `grad_clip_norm` limits: of "all" gradients together, of each
-            param "group", or of each "array". `r.grad_norm` is that of all gradients in any case.
+            param "group", or of each "array". The result's `grad_norm` is that of all gradients in
+            any case.
         skip_grad_norm: A step whose gradients, all together and after `rescale_grad`, have a norm
             that is larger than this (or NaN) leaves everything as it was, > 0. None or inf: none is
             skipped for its norm.

@@ -143,7 +143,7 @@ GradClipScope = Annotated[
     str,
     Choice("all", "group", "array"),
     'Whose norm `grad_clip_norm` limits: of "all" gradients together, of each param "group", or '
-    'of each "array". `r.grad_norm` is that of all gradients in any case.',
+    'of each "array". The result\'s `grad_norm` is that of all gradients in any case.',
 ]
 SkipGradNorm = Annotated[
     float | None,

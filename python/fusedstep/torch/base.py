@@ -15,6 +15,7 @@ from fusedstep import _core
 from fusedstep.codegen import Packer
 from fusedstep.torch import amp, checkpoints, compiled, distributed
 from fusedstep.torch.backward import Observer
+from fusedstep.torch.docs import class_docstring
 from fusedstep.torch.leaves import Leaf, is_dtensor, make_leaf
 from fusedstep.torch.signatures import (
     Form,
@@ -23,6 +24,10 @@ from fusedstep.torch.signatures import (
     plain,
     with_numbers,
 )
+
+# The core may not remember where states are: a user who held one may have given it other memory
+# (`share_memory_()`) before he let go of it.
+_HOLDERS = 0
 
 
 class Bound(NamedTuple):
@@ -87,11 +92,13 @@ class Optimizer(torch.optim.Optimizer):
     """A `torch.optim.Optimizer` that clips, decays and updates in one pass; base of all classes.
 
     Attributes:
-        param_groups, state, defaults: As torch has them, with its names. What is assigned there
-            holds from the next step on.
+        param_groups: As torch has them, with its names. What is assigned there holds from the next
+            step on.
+        defaults: What `param_groups` have where they were not told otherwise.
         last (fusedstep.StepResult | None): What the last step did.
-        on_nonfinite, grad_clip_scope, skip_grad_norm: As given to the constructor; may be changed
-            between steps.
+        on_nonfinite: As given to the constructor; may be changed between steps.
+        grad_clip_scope: The same.
+        skip_grad_norm: The same.
     """
 
     on_nonfinite: str
@@ -114,6 +121,7 @@ class Optimizer(torch.optim.Optimizer):
         cls.form, cls._form = form.optimizer, form
         cls._pack = staticmethod(form.optimizer._pack)
         cls.__init__ = make_initializer(cls, form)  # type: ignore[method-assign]
+        cls.__doc__ = class_docstring(cls.__doc__ or "", form)
 
     def _set_up(self, params: Any, defaults: dict[str, Any], attributes: Mapping[str, Any]) -> None:
         if type(self) is Optimizer:
@@ -311,7 +319,7 @@ class Optimizer(torch.optim.Optimizer):
         if not watched:  # the core sees at every step that its trees are what they were
             trees = [lists[index][0] for index, _ in groups]
         return Bound(
-            _core.Plan(trees, names, type(self).form.declaration.slots),
+            _core.Plan(trees, names, type(self).form.declaration.slots, _HOLDERS),
             leaves,
             groups,
             direct,
@@ -331,7 +339,7 @@ class Optimizer(torch.optim.Optimizer):
 
     @property
     def state(self) -> defaultdict[Any, Any]:
-        """The state of each parameter, by torch's names: `state[param]["momentum_buffer"]`, ...
+        """The state of each parameter by torch's names, such as `state[param]["momentum_buffer"]`.
 
         Buffers are those that the step writes; counts (`step`, `mu_product`) are brought up to date
         when this attribute is read. What is put here, changed or deleted holds from the next step
@@ -398,7 +406,7 @@ class Optimizer(torch.optim.Optimizer):
 
     @property
     def grad_norm(self) -> Any:
-        """Norm of all gradients of the last step before clipping: a 0-d float64 tensor, or None."""
+        """Norm of all gradients of the last step before clipping, a 0-d float64 tensor; or None."""
         norm = None if self.last is None else self.last.grad_norm
         return None if norm is None else torch.tensor(norm, dtype=torch.float64)
 

@@ -97,8 +97,10 @@ def _read_buffers(optimizer: Optimizer, bound: Bound, index: int, state: dict[st
         if slot in known and buffer is leaf.wrap(name, known[slot]):
             wanted[slot] = known[slot]
         else:
-            leaf.wrapped[name] = state[name] = fitted(leaf.param, name, buffer)
+            state[name] = fitted(leaf.param, name, buffer)
             wanted[slot] = memory_of(state[name])
+            if not leaf.direct:
+                leaf.wrapped[name] = state[name]
     if wanted.keys() != known.keys() or any(wanted[slot] is not known[slot] for slot in wanted):
         bound.plan.set_state(index, wanted)
 

@@ -1,6 +1,7 @@
 """The classes: for each, which optimizer it is, and how torch writes it.
 
-Their signatures and docstrings, for readers and type checkers, are in `optimizers.pyi`, which
+Arguments, formulas and what else follows from the optimizer is added to a class by `docs` and
+`signatures`. What comes out, for readers and type checkers, is in `optimizers.pyi`, which
 `python -m fusedstep.torch.stubs` writes.
 """
 
@@ -26,7 +27,18 @@ class SGD(
         buffers={"velocity": "momentum_buffer"},
     ),
 ):
-    """Drop-in for `torch.optim.SGD`, bit for bit (float32 and float64, for-loop and foreach)."""
+    """Drop-in for `torch.optim.SGD`, bit for bit (float32 and float64, for-loop and foreach).
+
+    Example:
+        >>> import torch
+        >>> from fusedstep import torch as optim
+        >>> weight = torch.nn.Parameter(torch.ones(2))
+        >>> optimizer = optim.SGD([weight], lr=0.5, momentum=0.9, grad_clip_norm=1.0)
+        >>> (weight * torch.tensor([3.0, 4.0])).sum().backward()
+        >>> optimizer.step()
+        >>> optimizer.grad_norm, weight.detach()
+        (tensor(5., dtype=torch.float64), tensor([0.7000, 0.6000]))
+    """
 
 
 @final
@@ -40,9 +52,17 @@ class Momentum(
         fixed={"nesterov": False},
     ),
 ):
-    """`torch.optim.SGD` with momentum, and the conventions of other libraries.
+    """`torch.optim.SGD` with momentum, and the conventions of other libraries; its checkpoints.
 
-    Its checkpoints are those of `torch.optim.SGD`.
+    Example:
+        >>> import torch
+        >>> from fusedstep import torch as optim
+        >>> weight = torch.nn.Parameter(torch.ones(2))
+        >>> optimizer = optim.Momentum([weight], lr=0.5, lr_in_velocity=True)
+        >>> (weight * torch.tensor([3.0, 4.0])).sum().backward()
+        >>> optimizer.step()
+        >>> weight.detach(), optimizer.state[weight]
+        (tensor([-0.5000, -1.0000]), {'momentum_buffer': tensor([-1.5000, -2.0000])})
     """
 
 
@@ -57,9 +77,17 @@ class MomentumNesterov(
         fixed={"nesterov": True},
     ),
 ):
-    """`torch.optim.SGD` with `nesterov=True`, and the conventions of other libraries.
+    """`torch.optim.SGD` with `nesterov=True`, the conventions of other libraries; its checkpoints.
 
-    Its checkpoints are those of `torch.optim.SGD`.
+    Example:
+        >>> import torch
+        >>> from fusedstep import torch as optim
+        >>> weight = torch.nn.Parameter(torch.ones(2))
+        >>> optimizer = optim.MomentumNesterov([weight], lr=0.5, momentum=0.5, grad_clip_norm=2.5)
+        >>> (weight * torch.tensor([3.0, 4.0])).sum().backward()
+        >>> optimizer.step()
+        >>> optimizer.grad_norm, weight.detach()
+        (tensor(5., dtype=torch.float64), tensor([-0.1250, -0.5000]))
     """
 
 
@@ -76,7 +104,18 @@ class NAdam(
         scalars=("step", "mu_product"),
     ),
 ):
-    """Drop-in for `torch.optim.NAdam`, which has no fused form."""
+    """Drop-in for `torch.optim.NAdam`, which has no fused form.
+
+    Example:
+        >>> import torch
+        >>> from fusedstep import torch as optim
+        >>> weight = torch.nn.Parameter(torch.ones(2))
+        >>> optimizer = optim.NAdam([weight], lr=0.1)
+        >>> (weight * torch.tensor([3.0, 4.0])).sum().backward()
+        >>> optimizer.step()
+        >>> weight.detach(), optimizer.state[weight]["mu_product"]
+        (tensor([0.8944, 0.8944]), tensor(0.4501, dtype=torch.float64))
+    """
 
 
 @final
@@ -90,7 +129,18 @@ class Adam(
         scalars=("step",),
     ),
 ):
-    """Drop-in for `torch.optim.Adam`."""
+    """Drop-in for `torch.optim.Adam`.
+
+    Example:
+        >>> import torch
+        >>> from fusedstep import torch as optim
+        >>> weight = torch.nn.Parameter(torch.ones(2))
+        >>> optimizer = optim.Adam([weight], lr=0.1, grad_clip_value=0.5)
+        >>> (weight * torch.tensor([3.0, 4.0])).sum().backward()
+        >>> optimizer.step()
+        >>> weight.detach(), sorted(optimizer.state[weight])
+        (tensor([0.9000, 0.9000]), ['exp_avg', 'exp_avg_sq', 'step'])
+    """
 
 
 @final
@@ -105,7 +155,18 @@ class AdamW(
         fixed={"decoupled_weight_decay": True},
     ),
 ):
-    """Drop-in for `torch.optim.AdamW`."""
+    """Drop-in for `torch.optim.AdamW`.
+
+    Example:
+        >>> import torch
+        >>> from fusedstep import torch as optim
+        >>> weight = torch.nn.Parameter(torch.ones(2))
+        >>> optimizer = optim.AdamW([weight], lr=0.1, weight_decay=0.5, grad_clip_norm=1.0)
+        >>> (weight * torch.tensor([3.0, 4.0])).sum().backward()
+        >>> optimizer.step()
+        >>> optimizer.grad_norm, weight.detach()
+        (tensor(5., dtype=torch.float64), tensor([0.8500, 0.8500]))
+    """
 
 
 @final
@@ -122,4 +183,15 @@ class RMSprop(
         scalars=("step",),
     ),
 ):
-    """Drop-in for `torch.optim.RMSprop`."""
+    """Drop-in for `torch.optim.RMSprop`.
+
+    Example:
+        >>> import torch
+        >>> from fusedstep import torch as optim
+        >>> weight = torch.nn.Parameter(torch.ones(2))
+        >>> optimizer = optim.RMSprop([weight], lr=0.1, alpha=0.75, momentum=0.5, nesterov=True)
+        >>> (weight * torch.tensor([3.0, 4.0])).sum().backward()
+        >>> optimizer.step()
+        >>> weight.detach()
+        tensor([0.7000, 0.7000])
+    """
