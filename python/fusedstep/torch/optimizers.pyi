@@ -71,10 +71,12 @@ class SGD(Optimizer):
             skipped for its norm.
         master_weights: True keeps a float32 master of each float16 or bfloat16 parameter
             (`master_param` in its state). The step updates the master and writes it to the
-            parameter, rounded once, in the same pass.
+            parameter, rounded once, in the same pass. What others write into the parameter goes
+            into the master, too; only not through `.data`, which autograd cannot see.
         norm_in_backward: True measures each gradient in the backward pass, as soon as it is
             complete and while it is in cache, so that the step need not read it for the norm. The
-            clip stays exact.
+            clip stays exact. Gradients may change afterwards, but not through `.grad.data`, which
+            autograd cannot see.
         fused_unscale: Whether `GradScaler` leaves it to the step to unscale the gradients, which
             saves a pass. None: if a group clips. Set it to False where something else must see
             unscaled gradients before the step.
@@ -185,10 +187,12 @@ class Momentum(Optimizer):
             skipped for its norm.
         master_weights: True keeps a float32 master of each float16 or bfloat16 parameter
             (`master_param` in its state). The step updates the master and writes it to the
-            parameter, rounded once, in the same pass.
+            parameter, rounded once, in the same pass. What others write into the parameter goes
+            into the master, too; only not through `.data`, which autograd cannot see.
         norm_in_backward: True measures each gradient in the backward pass, as soon as it is
             complete and while it is in cache, so that the step need not read it for the norm. The
-            clip stays exact.
+            clip stays exact. Gradients may change afterwards, but not through `.grad.data`, which
+            autograd cannot see.
         fused_unscale: Whether `GradScaler` leaves it to the step to unscale the gradients, which
             saves a pass. None: if a group clips. Set it to False where something else must see
             unscaled gradients before the step.
@@ -304,10 +308,12 @@ class MomentumNesterov(Optimizer):
             skipped for its norm.
         master_weights: True keeps a float32 master of each float16 or bfloat16 parameter
             (`master_param` in its state). The step updates the master and writes it to the
-            parameter, rounded once, in the same pass.
+            parameter, rounded once, in the same pass. What others write into the parameter goes
+            into the master, too; only not through `.data`, which autograd cannot see.
         norm_in_backward: True measures each gradient in the backward pass, as soon as it is
             complete and while it is in cache, so that the step need not read it for the norm. The
-            clip stays exact.
+            clip stays exact. Gradients may change afterwards, but not through `.grad.data`, which
+            autograd cannot see.
         fused_unscale: Whether `GradScaler` leaves it to the step to unscale the gradients, which
             saves a pass. None: if a group clips. Set it to False where something else must see
             unscaled gradients before the step.
@@ -424,10 +430,12 @@ class NAdam(Optimizer):
             skipped for its norm.
         master_weights: True keeps a float32 master of each float16 or bfloat16 parameter
             (`master_param` in its state). The step updates the master and writes it to the
-            parameter, rounded once, in the same pass.
+            parameter, rounded once, in the same pass. What others write into the parameter goes
+            into the master, too; only not through `.data`, which autograd cannot see.
         norm_in_backward: True measures each gradient in the backward pass, as soon as it is
             complete and while it is in cache, so that the step need not read it for the norm. The
-            clip stays exact.
+            clip stays exact. Gradients may change afterwards, but not through `.grad.data`, which
+            autograd cannot see.
         fused_unscale: Whether `GradScaler` leaves it to the step to unscale the gradients, which
             saves a pass. None: if a group clips. Set it to False where something else must see
             unscaled gradients before the step.
@@ -543,10 +551,12 @@ class Adam(Optimizer):
             skipped for its norm.
         master_weights: True keeps a float32 master of each float16 or bfloat16 parameter
             (`master_param` in its state). The step updates the master and writes it to the
-            parameter, rounded once, in the same pass.
+            parameter, rounded once, in the same pass. What others write into the parameter goes
+            into the master, too; only not through `.data`, which autograd cannot see.
         norm_in_backward: True measures each gradient in the backward pass, as soon as it is
             complete and while it is in cache, so that the step need not read it for the norm. The
-            clip stays exact.
+            clip stays exact. Gradients may change afterwards, but not through `.grad.data`, which
+            autograd cannot see.
         fused_unscale: Whether `GradScaler` leaves it to the step to unscale the gradients, which
             saves a pass. None: if a group clips. Set it to False where something else must see
             unscaled gradients before the step.
@@ -661,10 +671,12 @@ class AdamW(Optimizer):
             skipped for its norm.
         master_weights: True keeps a float32 master of each float16 or bfloat16 parameter
             (`master_param` in its state). The step updates the master and writes it to the
-            parameter, rounded once, in the same pass.
+            parameter, rounded once, in the same pass. What others write into the parameter goes
+            into the master, too; only not through `.data`, which autograd cannot see.
         norm_in_backward: True measures each gradient in the backward pass, as soon as it is
             complete and while it is in cache, so that the step need not read it for the norm. The
-            clip stays exact.
+            clip stays exact. Gradients may change afterwards, but not through `.grad.data`, which
+            autograd cannot see.
         fused_unscale: Whether `GradScaler` leaves it to the step to unscale the gradients, which
             saves a pass. None: if a group clips. Set it to False where something else must see
             unscaled gradients before the step.
@@ -787,10 +799,12 @@ class RMSprop(Optimizer):
             skipped for its norm.
         master_weights: True keeps a float32 master of each float16 or bfloat16 parameter
             (`master_param` in its state). The step updates the master and writes it to the
-            parameter, rounded once, in the same pass.
+            parameter, rounded once, in the same pass. What others write into the parameter goes
+            into the master, too; only not through `.data`, which autograd cannot see.
         norm_in_backward: True measures each gradient in the backward pass, as soon as it is
             complete and while it is in cache, so that the step need not read it for the norm. The
-            clip stays exact.
+            clip stays exact. Gradients may change afterwards, but not through `.grad.data`, which
+            autograd cannot see.
         fused_unscale: Whether `GradScaler` leaves it to the step to unscale the gradients, which
             saves a pass. None: if a group clips. Set it to False where something else must see
             unscaled gradients before the step.
