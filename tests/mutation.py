@@ -228,7 +228,7 @@ MUTATIONS = [
     Mutation("policy of the defaults", CODEGEN, 'values=", ".join(CALL_WIDE),\n    )\n    return _compile("policy"', 'values="\'propagate\', \'all\', None",\n    )\n    return _compile("policy"'),
     Mutation("unused state accepted", CODEGEN, '        unused = [_UNUSED.format(slot=slot, name=declaration.function) for slot in slots]\n', '        unused = ["" for slot in slots]\n'),
     Mutation("last rule always", CODEGEN, "for rule in rules[:-1]:", "for rule in ():"),
-    Mutation("state that others hold not asked again", CALL, "Py_REFCNT(object) > known.holders + 1", "Py_REFCNT(object) > known.holders + 100"),
+    Mutation("state that others hold not asked again", CALL, "where.data == nullptr || known.shared", "where.data == nullptr"),
     Mutation("state of a skipped step recalled", CALL, "known != nullptr && !made;", "known != nullptr;"),
     Mutation("state of a parameter of another form recalled", CALL, "for (Recollection::State& state : known.states) state.slot = {};", ""),
     Mutation("state of another slot recalled", PLAN, "leaf.known_state[k] = slot;", "leaf.known_state[k] = static_cast<int>(k);"),

@@ -121,3 +121,23 @@ def test_a_parameter_that_becomes_lazily_negated_is_refused() -> None:
     weight.data = torch._neg_view(torch.ones(4))
     with pytest.raises(BufferError, match="negated"):
         optimizer.step([torch.ones(4)])
+
+
+@pytest.mark.framework("torch")
+@pytest.mark.parametrize("held", [False, True])
+def test_states_that_somebody_moved(held: bool) -> None:
+    """A state is given other memory by who got it, or held it over a step, and let go of it."""
+    param = torch.zeros(5000)
+    optimizer = fs.Momentum([param], lr=1.0, momentum=0.5)
+    for _ in range(3):
+        optimizer.step([torch.ones(5000)])
+    velocity = optimizer.state_dict()["state"][0]["velocity"]
+    if held:
+        optimizer.step([torch.ones(5000)])
+    value = velocity[0].item()
+    velocity.share_memory_()
+    del velocity
+    for _ in range(2):
+        value = 0.5 * value + 1.0
+        optimizer.step([torch.ones(5000)])
+        assert torch.equal(velocities(optimizer)[0], torch.full((5000,), value))

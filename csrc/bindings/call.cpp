@@ -175,7 +175,7 @@ void Call::add_leaf(std::size_t index, const Leaf& leaf, const LeafNames& names,
     }
     const int at = leaf.known_state[k];
     const bool old = known != nullptr && !made;  // of one that a skipped step dropped nothing holds
-    if (old && recall_state(state, *known, at, param, tensor, k, id)) continue;
+    if (old && recall_state(*known, at, param, tensor, k, id)) continue;
     import_state(state, place, param_place, param, tensor, k, id,
                  known != nullptr ? &known->states[at] : nullptr);
   }
@@ -304,10 +304,10 @@ void Call::import_state(PyObject* object, const Place& place, const Place& param
   add_span(state, leaf, Role::state, slot);
 }
 
-bool Call::recall_state(PyObject* object, const Recollection& known, int index, const Buffer& param,
-                        Tensor& tensor, int slot, std::uint32_t leaf) {
+bool Call::recall_state(const Recollection& known, int index, const Buffer& param, Tensor& tensor,
+                        int slot, std::uint32_t leaf) {
   const Slot& where = known.states[index].slot;
-  if (where.data == nullptr || Py_REFCNT(object) > known.holders + 1) return false;  // + owners_
+  if (where.data == nullptr || known.shared) return false;
   tensor.slots[slot] = where;
   const auto begin = reinterpret_cast<std::uintptr_t>(where.data);
   const auto size = size_of(where.dtype) * static_cast<std::size_t>(param.numel);

@@ -29,9 +29,9 @@ struct Recollection {
   const void* plain_at = nullptr;  ///< of the parameter: see import_buffer
   std::vector<std::int64_t> form;  ///< of the parameter: element type, shape and strides
   State states[max_slots];
-  /// How many references to a state the plan and its owner have. If there are no others, nobody
-  /// can have given it other memory since, and nobody computes with it.
-  Py_ssize_t holders = 1;
+  /// Somebody has had the states in hands, and may have given them, or what shares their storage,
+  /// other memory since. As long as nobody has, nobody computes with them either.
+  bool shared = false;
 };
 
 /// One parameter and what goes with it; null where absent (a state: to be created).
@@ -139,8 +139,8 @@ class Call {
   void import_state(PyObject* object, const Place& place, const Place& param_place,
                     const Buffer& param, Tensor& tensor, int slot, std::uint32_t leaf,
                     Recollection::State* known = nullptr);
-  bool recall_state(PyObject* object, const Recollection& known, int index, const Buffer& param,
-                    Tensor& tensor, int slot, std::uint32_t leaf);
+  bool recall_state(const Recollection& known, int index, const Buffer& param, Tensor& tensor,
+                    int slot, std::uint32_t leaf);
   void import_block_state(PyObject* pair, const Place& place, const Buffer& param, Slot& slot,
                           std::uint32_t leaf, int index);
   void import_copy(PyObject* object, const Place& place, const Place& param_place,

@@ -55,9 +55,8 @@ void Plan::check_idle() const {
 
 // ---- registration ---------------------------------------------------------------------------
 
-Plan::Plan(const py::sequence& trees, const py::sequence& names, std::vector<std::string> slots,
-           Py_ssize_t holders)
-    : slots_(std::move(slots)), holders_(holders) {
+Plan::Plan(const py::sequence& trees, const py::sequence& names, std::vector<std::string> slots)
+    : slots_(std::move(slots)) {
   if (slots_.size() > max_slots) throw InternalError("too many state buffers");
   for (const cpu::RuleInfo& rule : cpu::rule_infos()) {
     slot_indices_.emplace_back();
@@ -77,7 +76,6 @@ Plan::Plan(const py::sequence& trees, const py::sequence& names, std::vector<std
       entry.param = py::reinterpret_borrow<py::object>(nodes[0]);
       entry.path = path_tuple(path);
       entry.tree = entry.row = k;
-      entry.known.holders = holders_;
       leaves_.push_back(std::move(entry));
     });
     Forest forest;
@@ -125,12 +123,14 @@ std::vector<Path> Plan::path_of(const Entry& entry) {
   return path;
 }
 
-py::dict Plan::get_state(std::size_t index) const {
+py::dict Plan::get_state(std::size_t index) {
   check_idle();
+  Entry& entry = at(index);
   py::dict buffers;
   for (std::size_t k = 0; k < slots_.size(); ++k) {
-    if (at(index).states[k]) buffers[slots_[k].c_str()] = at(index).states[k];
+    if (entry.states[k]) buffers[slots_[k].c_str()] = entry.states[k];
   }
+  entry.known.shared = entry.known.shared || !buffers.empty();
   return buffers;
 }
 
@@ -152,7 +152,7 @@ void Plan::set_state(std::size_t index, const py::dict& buffers) {
   }
   entry.states = std::move(states);
   entry.known = {};
-  entry.known.holders = holders_;
+  entry.known.shared = true;
 }
 
 py::tuple Plan::get_progress(std::size_t index) const {
@@ -530,9 +530,7 @@ void bind_plan(py::module_& module) {
     type->ht_type.tp_clear = plan_clear;
   });
   py::class_<Plan>(module, "Plan", collectable)
-      .def(py::init<const py::sequence&, const py::sequence&, std::vector<std::string>,
-                    Py_ssize_t>(),
-           py::arg("trees"), py::arg("names"), py::arg("slots"), py::arg("holders") = 1)
+      .def(py::init<const py::sequence&, const py::sequence&, std::vector<std::string>>())
       .def("__len__", &Plan::size)
       .def("leaf", &Plan::leaf)
       .def("tree", &Plan::tree)

@@ -14,10 +14,8 @@ namespace fusedstep::bindings {
 /// Addresses are read anew in every step (`module.to()` swaps the memory of a live parameter).
 class Plan {
  public:
-  /// `slots` names all state buffers that the optimizer's rules may have; `holders`: see
-  /// Recollection.
-  Plan(const py::sequence& trees, const py::sequence& names, std::vector<std::string> slots,
-       Py_ssize_t holders);
+  /// `slots` names all state buffers that the optimizer's rules may have.
+  Plan(const py::sequence& trees, const py::sequence& names, std::vector<std::string> slots);
 
   std::size_t size() const { return leaves_.size(); }
   py::object leaf(std::size_t index) const { return at(index).param; }
@@ -28,7 +26,7 @@ class Plan {
     check_idle();
     at(index).row = row;
   }
-  py::dict get_state(std::size_t index) const;
+  py::dict get_state(std::size_t index);
   void set_state(std::size_t index, const py::dict& buffers);
   py::tuple get_progress(std::size_t index) const;
   void set_progress(std::size_t index, std::int64_t steps, double product);
@@ -79,7 +77,6 @@ class Plan {
   std::vector<std::array<int, max_slots>> slot_indices_;  ///< [rule][slot of the rule]
   std::vector<std::size_t> ends_;  ///< per tree: the index after its last leaf
   std::vector<Entry> leaves_;
-  Py_ssize_t holders_;
   bool busy_ = false;  ///< a call is under way
 };
 

@@ -110,13 +110,9 @@ class Plan:
     """The leaves of an optimizer: parameters, their state and step counts, bound to the user's
     trees (a rebound or restructured tree is detected at the next step)."""
 
-    def __init__(
-        self, trees: Sequence[Any], names: Sequence[str], slots: Sequence[str], holders: int = 1
-    ) -> None:
+    def __init__(self, trees: Sequence[Any], names: Sequence[str], slots: Sequence[str]) -> None:
         """`names[k]` is how messages call `trees[k]`: "params", "params[1]['params']". `slots`
-        names all state buffers that the rules of `step` may have. `holders`: how many references
-        to a state the plan and its owner have at most; a state that has no others is not asked for
-        its address again, nor is its library told that it was written."""
+        names all state buffers that the rules of `step` may have."""
     def __len__(self) -> int: ...
     def leaf(self, index: int) -> Any: ...
     def tree(self, index: int) -> int:
@@ -127,7 +123,8 @@ class Plan:
     def set_row(self, index: int, row: int) -> None:
         """Which of the rows given to `step` the leaf uses (default: its tree's index)."""
     def get_state(self, index: int) -> dict[str, Any]:
-        """State buffers by slot; {} before the first applied step."""
+        """State buffers by slot; {} before the first applied step. From then on each step asks
+        them for their memory, and tells their library that they were written."""
     def set_state(self, index: int, buffers: dict[str, Any]) -> None:
         """Checks dtype, shape, strides, writability like a step would."""
     def get_progress(self, index: int) -> tuple[int, float]:

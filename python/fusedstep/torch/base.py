@@ -25,10 +25,6 @@ from fusedstep.torch.signatures import (
     with_numbers,
 )
 
-# The core may not remember where states are: a user who held one may have given it other memory
-# (`share_memory_()`) before he let go of it.
-_HOLDERS = 0
-
 
 class Bound(NamedTuple):
     """The leaves of all groups, and the plan over them.
@@ -319,7 +315,7 @@ class Optimizer(torch.optim.Optimizer):
         if not watched:  # the core sees at every step that its trees are what they were
             trees = [lists[index][0] for index, _ in groups]
         return Bound(
-            _core.Plan(trees, names, type(self).form.declaration.slots, _HOLDERS),
+            _core.Plan(trees, names, type(self).form.declaration.slots),
             leaves,
             groups,
             direct,
