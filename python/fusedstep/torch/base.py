@@ -13,7 +13,7 @@ from fusedstep import _core
 from fusedstep.codegen import Packer
 from fusedstep.torch import amp, checkpoints, compiled, distributed
 from fusedstep.torch.backward import Observer
-from fusedstep.torch.leaves import Leaf, is_dtensor, make_leaf
+from fusedstep.torch.leaves import Leaf, make_leaf
 from fusedstep.torch.signatures import (
     Form,
     check_first,
@@ -31,7 +31,7 @@ class Bound(NamedTuple):
         leaves: In the order of the plan.
         groups: (index, number of leaves) of each group that has any; those are the plan's trees.
         direct: The core may read all gradients by itself.
-        sharded: Some parameter is a distributed tensor.
+        sharded: Other processes hold parts of some parameter.
     """
 
     plan: _core.Plan
@@ -140,34 +140,35 @@ class Optimizer(torch.optim.Optimizer):
             bound = self._bind()
             scale, overflow = amp.scale_of(self)
             rows = self._rows(bound, scale)
-            policy, norm, skip = type(self).form._policy(self), None, bool(overflow)
             grads: list[Any] | None = None
             if given is not None or not bound.direct:
                 for leaf in bound.leaves:
                     leaf.refresh()
                 grads = [leaf.gradient(given) for leaf in bound.leaves]
-            if bound.sharded and grads is not None:
-                norm, skip, policy = distributed.agree(bound.leaves, grads, rows, policy, overflow)
-            if skip:
-                self._finish(_core.StepResult((norm, 1.0, True, {}, None)))
-            else:
-                self._finish(self._run(bound, grads, rows, policy, norm))
+            self._finish(self._run(bound, grads, rows, overflow))
 
     def _run(
         self,
         bound: Bound,
         grads: list[Any] | None,
         rows: list[tuple[int, _core.Row]],
-        policy: _core.Policy,
-        norm: float | None,
+        overflow: bool | None,
     ) -> _core.StepResult:
         """The call into the core, and what is to be done around it where it needs help."""
-        observed = grads is None and self._observer is not None and self._observer.complete(bound)
+        policy, norm = type(self).form._policy(self), None
         trees = copies = None
         if grads is not None:
             trees = bound.per_group(grads)
             copies = bound.per_group([leaf.copy() for leaf in bound.leaves])
         try:
+            if bound.sharded and grads is not None:
+                norm, overflow, policy = distributed.agree(
+                    bound.leaves, grads, rows, policy, overflow
+                )
+            if overflow:
+                return _core.StepResult((None, 1.0, True, {}, None))
+            observer = self._observer if grads is None else None
+            observed = observer is not None and observer.complete(bound)
             result = bound.plan.step(trees, rows, policy, norm, copies, observed)
         except (TypeError, ValueError, BufferError, RuntimeError) as error:
             self._explain(error)
@@ -245,12 +246,13 @@ class Optimizer(torch.optim.Optimizer):
                 groups.append((index, len(leaves) - before))
                 names.append(name)
         trees = split([leaf.target for leaf in leaves], groups)
+        sharded = any(distributed.is_sharded(leaf.param) for leaf in leaves)
         return Bound(
             _core.Plan(trees, names, type(self).form.declaration.slots),
             leaves,
             groups,
-            all(leaf.direct for leaf in leaves),
-            any(is_dtensor(leaf.param) for leaf in leaves),
+            all(leaf.direct for leaf in leaves) and not sharded,
+            sharded,
         )
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:

@@ -24,6 +24,8 @@ def memory_of(tensor: Any) -> Any:
     """The plain real tensor that holds the (local) elements of a parameter, gradient or state."""
     if is_dtensor(tensor):
         tensor = tensor.to_local()
+        if hasattr(tensor, "trigger_wait"):  # still on its way from other processes
+            tensor = tensor.trigger_wait()
     return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
 
 
@@ -55,11 +57,13 @@ class Leaf:
 
     Attributes:
         param: The parameter.
+        name: How messages call it.
         target: The tensor that is registered with the core and updated by it.
         wrapped: State buffers as `Optimizer.state` shows them, by torch's names.
     """
 
     direct = False  # the core may read `param` and `param.grad` by itself
+    name = ""
 
     def __init__(self, param: Any) -> None:
         self.param = param
@@ -82,6 +86,11 @@ class Leaf:
         if grad is None:
             return None
         if is_dtensor(grad) and grad.placements != self.param.placements:
+            if grad.device_mesh != self.param.device_mesh:
+                raise ValueError(
+                    f"{self.name}.grad is on another device mesh than its parameter; "
+                    "redistribute it"
+                )
             grad = grad.redistribute(placements=self.param.placements)  # partial sums, say
         return memory_of(grad)
 
@@ -167,7 +176,11 @@ class Master(Leaf):
         self.master.copy_(param)
         self.target = memory_of(self.master)
         self.wrapped[MASTER] = self.master
-        self._version = param._version
+        self._versions = self._current_versions()
+
+    def _current_versions(self) -> tuple[int, int]:
+        """Of the parameter; and of its shard, which checkpoints are loaded into."""
+        return self.param._version, self.param._version
 
     def restart(self, master: Any) -> None:
         """Goes on from a master that stands in a state; None: from the parameter."""
@@ -187,34 +200,44 @@ class Master(Leaf):
     def refresh(self) -> None:
         """Takes over what others wrote: where the parameter is not its rounded master any more."""
         self._memory = memory_of(self.param)
-        if self.param._version == self._version:
+        if self._current_versions() == self._versions:
             return
         rounded = self.target.to(self._memory.dtype)
         self.target.copy_(torch.where(rounded == self._memory, self.target, self._memory.float()))
-        self._version = self.param._version
+        self._versions = self._current_versions()
 
     def written(self) -> None:
         """The core has told autograd, of the tensor it wrote."""
         if self._memory is not self.param:
             torch.autograd.graph.increment_version(self.param)
-        self._version = self.param._version
+        self._versions = self._current_versions()
 
 
 def make_leaf(param: Any, name: str, master: bool) -> Leaf:
     """The leaf of a parameter that messages call `name`; `master`: a 16-bit one gets a master."""
+    leaf = _kind_of(param, name, master)(param)
+    leaf.name = name
+    return leaf
+
+
+def _kind_of(param: Any, name: str, master: bool) -> type[Leaf]:
+    if is_dtensor(param) and any(placement.is_partial() for placement in param.placements):
+        raise ValueError(
+            f"{name} is a partial sum: no process holds its elements; redistribute it first"
+        )
     memory = memory_of(param)
     if any(size > 1 and stride == 0 for size, stride in zip(*_extents(memory), strict=True)):
         raise ValueError(
             f"{name} is expanded: several of its elements share memory; pass its .clone()"
         )
-    half = param.dtype in {torch.float16, torch.bfloat16}
+    master = master and param.dtype in {torch.float16, torch.bfloat16}
     if not _is_dense(memory):
-        if master and half:
+        if master:
             raise ValueError(f"{name}: a master needs a dense parameter; pass its .contiguous()")
-        return Strided(param)
-    if master and half:
-        return Master(param)
-    return Direct(param) if memory is param else Leaf(param)
+        return Strided
+    if master:
+        return Master
+    return Direct if memory is param else Leaf
 
 
 def _extents(memory: Any) -> tuple[Any, Any]:

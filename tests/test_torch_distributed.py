@@ -1,0 +1,91 @@
+"""fusedstep.torch on torch.distributed: several processes on this machine, with gloo."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from processes import Workers
+
+pytestmark = pytest.mark.framework("torch")
+
+
+@pytest.fixture(scope="module")
+def workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workers]:
+    """Processes for all tests of this file."""
+    pool = Workers(tmp_path_factory.mktemp("stores"))
+    yield pool
+    pool.stop()
+
+
+def run(workers: Workers, job: str, world: int, *args: Any) -> list[Any]:
+    return workers.run(f"distributed_jobs:{job}", world, *args)
+
+
+@pytest.mark.parametrize(
+    ("world", "rule", "dtype"),
+    [
+        *((2, "SGD", "float64"), (3, "AdamW", "float32")),
+        *((4, "SGD", "float32"), (4, "NAdam", "float32")),
+    ],
+)
+def test_equal_to_the_unsharded_run(workers: Workers, rule: str, dtype: str, world: int) -> None:
+    """Norms on all ranks have the same bits, too."""
+    results = run(workers, "every_placement", world, world, rule, dtype)
+    assert all(result == results[0] for result in results)
+    assert len(results[0]) == (9 if world == 4 else 4)
+
+
+# --- what all processes decide alike ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("job", ["inf_and_nan", "limits", "scalers", "refusals"])
+def test_decisions(workers: Workers, job: str) -> None:
+    """What one process sees, all of them heed, and a step that is left out changes nothing."""
+    run(workers, job, 4)
+
+
+@pytest.mark.parametrize(
+    ("job", "world"),
+    [("extremes", 4), ("gradient_kinds", 2), ("no_gradients", 4), ("stale_graphs", 2)],
+)
+def test_gradients(workers: Workers, job: str, world: int) -> None:
+    run(workers, job, world)
+
+
+# --- models -----------------------------------------------------------------------------------
+
+
+def run_model(workers: Workers, job: str, world: int, *args: Any) -> list[Any]:
+    return workers.run(f"fsdp_jobs:{job}", world, *args)
+
+
+@pytest.mark.parametrize(
+    ("kind", "world", "rule"),
+    [
+        *(("plain", 3, "AdamW"), ("plain", 2, "SGD"), ("mixed", 2, "AdamW")),
+        *(("offloaded", 2, "NAdam"), ("hybrid", 4, "SGD")),
+        *(("tensor parallel", 2, "SGD"), ("both", 4, "SGD"), ("both", 4, "AdamW")),
+    ],
+)
+def test_training(workers: Workers, kind: str, world: int, rule: str) -> None:
+    results = run_model(workers, "training", world, kind, rule)
+    assert all(norms == results[0] for norms in results)
+
+
+@pytest.mark.parametrize(
+    ("job", "world"),
+    [
+        *(("only_scalars", 2), ("masters", 3), ("grad_scaler", 2)),
+        *(("fused_of_torch", 2), ("flat_parameters", 2)),
+    ],
+)
+def test_models(workers: Workers, job: str, world: int) -> None:
+    run_model(workers, job, world)
+
+
+def test_data_parallel(workers: Workers) -> None:
+    """DDP."""
+    results = run_model(workers, "data_parallel", 3)
+    assert all(result == results[0] for result in results)
