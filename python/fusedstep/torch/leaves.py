@@ -180,7 +180,7 @@ class Master(Leaf):
 
     def _current_versions(self) -> tuple[int, int]:
         """Of the parameter; and of its shard, which checkpoints are loaded into."""
-        return self.param._version, self.param._version
+        return self.param._version, self._memory._version
 
     def restart(self, master: Any) -> None:
         """Goes on from a master that stands in a state; None: from the parameter."""
