@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -89,3 +90,40 @@ def test_data_parallel(workers: Workers) -> None:
     """DDP."""
     results = run_model(workers, "data_parallel", 3)
     assert all(result == results[0] for result in results)
+
+
+# --- checkpoints ------------------------------------------------------------------------------
+
+CASES = ["SGD", "SGD without state", "AdamW", "NAdam", "masters"]
+
+
+def run_checkpoint(workers: Workers, job: str, world: int, *args: Any) -> list[Any]:
+    return workers.run(f"checkpoint_jobs:{job}", world, *args)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_state_dicts(workers: Workers, case: str) -> None:
+    run_checkpoint(workers, "state_dicts", 2, case)
+
+
+def test_checkpoints_of_torch(workers: Workers) -> None:
+    run_checkpoint(workers, "with_torch", 2)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_resharded(workers: Workers, tmp_path: Path, case: str) -> None:
+    """Saved by two processes, loaded by one, three and four: the same bits from there on."""
+    undisturbed = run_checkpoint(workers, "save", 2, str(tmp_path), case)
+    for world in (1, 2, 3, 4):
+        resumed = run_checkpoint(workers, "resume", world, str(tmp_path), case)
+        assert resumed == undisturbed[:1] * world, world
+
+
+def test_killed_and_restarted(workers: Workers, tmp_path: Path) -> None:
+    """A process is killed at the sixth step; from the save after the fourth all is as it was."""
+    undisturbed = run_checkpoint(workers, "train", 2, str(tmp_path / "a"), 8, None)
+    first = run_checkpoint(workers, "train", 2, str(tmp_path / "b"), 8, 5)
+    assert first == ["lost a process", None]
+    resumed = run_checkpoint(workers, "train", 2, str(tmp_path / "b"), 8, None)
+    assert [begin for begin, *_ in resumed] == [4, 4]
+    assert [rest for _, *rest in resumed] == [rest for _, *rest in undisturbed]
