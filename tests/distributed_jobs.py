@@ -6,11 +6,13 @@ is stepped, on every rank, with the full gradients.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
 from typing import Any
 
 import torch
 from fusedstep import torch as optim
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import (
     DTensor,
     Partial,
@@ -401,3 +403,69 @@ def stale_graphs(rank: int) -> None:
         optimizer.step()
         assert param._version > before
         assert "modified by an inplace operation" in raised(RuntimeError, loss.backward)
+
+
+# --- unusual parameters -----------------------------------------------------------------------
+
+
+def unusual_shards(rank: int) -> None:
+    """Transposed, with gaps, complex; copies of an optimizer; under torch.compile."""
+    del rank
+    mesh = init_device_mesh("cpu", (2,))
+    gaps = DTensor.from_local(random((5, 6))[:, ::2], mesh, [Replicate()], run_check=False)
+    for whole in (placed(random((3, 5)).t(), (mesh, [Shard(0)])), gaps, complex_shard(mesh)):
+        param = Parameter(whole)
+        settings = {"lr": 0.1, "momentum": 0.9, "grad_clip_norm": 0.5}
+        optimizer = optim.SGD([param], **settings)
+        mirror = Mirror([param], "SGD", **settings)
+        for step in range(3):
+            grad = random((5, 3))
+            grad = torch.complex(grad, grad.flip(0)) if whole.is_complex() else grad
+            param.grad = placed(grad, (mesh, whole.placements))
+            before = param._version
+            optimizer.step()
+            mirror.step()
+            mirror.check(optimizer, exact=False)
+            assert param._version > before
+            if step == 1:
+                optimizer = copy.deepcopy(optimizer)
+                (param,) = mirror.theirs = optimizer.param_groups[0]["params"]
+
+
+def complex_shard(mesh: Any) -> Any:
+    return placed(torch.complex(random((5, 3)), random((5, 3))), (mesh, [Shard(0)]))
+
+
+def compiled(rank: int) -> None:
+    """The graph breaks, silently; a whole graph is refused."""
+    del rank
+    mesh = init_device_mesh("cpu", (2,))
+    params = [Parameter(placed(random((5, 3)), (mesh, [Shard(0)]))), Parameter(random((3,)))]
+    optimizer = optim.AdamW(params, lr=0.1, grad_clip_norm=0.5)
+    mirror = Mirror(params, "AdamW", lr=0.1, grad_clip_norm=0.5)
+    step = torch.compile(optimizer.step, backend="eager")
+    for _ in range(3):
+        params[0].grad = placed(random((5, 3)), (mesh, [Shard(0)]))
+        params[1].grad = random((3,))
+        step()
+        mirror.step()
+        mirror.check(optimizer, exact=False)
+    torch.compiler.reset()
+    step = torch.compile(optimizer.step, backend="eager", fullgraph=True)
+    assert "distributed tensors outside of graphs" in raised(RuntimeError, step)
+
+
+def strangers(rank: int) -> None:
+    """A process that is not in a parameter's mesh cannot know the norm; without one it goes on."""
+    pair, line = DeviceMesh("cpu", [0, 1]), init_device_mesh("cpu", (3,))
+    params = [Parameter(placed(random((4,)), (mesh, [Shard(0)]))) for mesh in (pair, line)]
+    for param, mesh in zip(params, (pair, line), strict=True):
+        param.grad = placed(random((4,)), (mesh, [Shard(0)]))
+    optimizer = optim.SGD(params, lr=0.1, grad_clip_norm=1.0)
+    before = full(params[1])
+    error = raised(ValueError if rank == 2 else RuntimeError, optimizer.step)
+    assert ("not in the mesh" if rank == 2 else "another process") in error
+    assert torch.equal(full(params[1]), before)
+    optimizer.param_groups[0]["grad_clip_norm"] = None
+    optimizer.step()
+    assert torch.equal(full(params[1]), before - 0.1 * full(params[1].grad))

@@ -49,9 +49,12 @@ def test_decisions(workers: Workers, job: str) -> None:
 
 @pytest.mark.parametrize(
     ("job", "world"),
-    [("extremes", 4), ("gradient_kinds", 2), ("no_gradients", 4), ("stale_graphs", 2)],
+    [
+        *(("extremes", 4), ("gradient_kinds", 2), ("no_gradients", 4), ("stale_graphs", 2)),
+        *(("unusual_shards", 2), ("compiled", 2), ("strangers", 3)),
+    ],
 )
-def test_gradients(workers: Workers, job: str, world: int) -> None:
+def test_tensors(workers: Workers, job: str, world: int) -> None:
     run(workers, job, world)
 
 
