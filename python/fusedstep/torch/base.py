@@ -140,35 +140,34 @@ class Optimizer(torch.optim.Optimizer):
             bound = self._bind()
             scale, overflow = amp.scale_of(self)
             rows = self._rows(bound, scale)
+            policy, norm, skip = type(self).form._policy(self), None, bool(overflow)
             grads: list[Any] | None = None
             if given is not None or not bound.direct:
                 for leaf in bound.leaves:
                     leaf.refresh()
                 grads = [leaf.gradient(given) for leaf in bound.leaves]
-            self._finish(self._run(bound, grads, rows, overflow))
+            if bound.sharded and grads is not None:
+                norm, skip, policy = self._agree(bound, grads, rows, policy, overflow)
+            if skip:
+                self._finish(_core.StepResult((norm, 1.0, True, {}, None)))
+            else:
+                self._finish(self._run(bound, grads, rows, policy, norm))
 
     def _run(
         self,
         bound: Bound,
         grads: list[Any] | None,
         rows: list[tuple[int, _core.Row]],
-        overflow: bool | None,
+        policy: _core.Policy,
+        norm: float | None,
     ) -> _core.StepResult:
         """The call into the core, and what is to be done around it where it needs help."""
-        policy, norm = type(self).form._policy(self), None
+        observed = grads is None and self._observer is not None and self._observer.complete(bound)
         trees = copies = None
         if grads is not None:
             trees = bound.per_group(grads)
             copies = bound.per_group([leaf.copy() for leaf in bound.leaves])
         try:
-            if bound.sharded and grads is not None:
-                norm, overflow, policy = distributed.agree(
-                    bound.leaves, grads, rows, policy, overflow
-                )
-            if overflow:
-                return _core.StepResult((None, 1.0, True, {}, None))
-            observer = self._observer if grads is None else None
-            observed = observer is not None and observer.complete(bound)
             result = bound.plan.step(trees, rows, policy, norm, copies, observed)
         except (TypeError, ValueError, BufferError, RuntimeError) as error:
             self._explain(error)
@@ -200,6 +199,21 @@ class Optimizer(torch.optim.Optimizer):
                 raise type(error)(f"param_groups[{index}]: {error}") from None
             rows.append((rule, row if scale == 1.0 else (row[0] * scale, *row[1:])))
         return rows
+
+    def _agree(
+        self,
+        bound: Bound,
+        grads: list[Any],
+        rows: list[tuple[int, _core.Row]],
+        policy: _core.Policy,
+        overflow: bool | None,
+    ) -> tuple[float | None, bool, _core.Policy]:
+        """What all processes decide alike; see `distributed.agree`."""
+        try:
+            return distributed.agree(bound.leaves, grads, rows, policy, overflow)
+        except (TypeError, ValueError, BufferError, RuntimeError) as error:
+            self._explain(error)
+            raise
 
     def _explain(self, error: Exception) -> None:
         """Names what torch's optimizers would take, or refuse in other words."""
@@ -246,13 +260,12 @@ class Optimizer(torch.optim.Optimizer):
                 groups.append((index, len(leaves) - before))
                 names.append(name)
         trees = split([leaf.target for leaf in leaves], groups)
-        sharded = any(distributed.is_sharded(leaf.param) for leaf in leaves)
         return Bound(
             _core.Plan(trees, names, type(self).form.declaration.slots),
             leaves,
             groups,
-            all(leaf.direct for leaf in leaves) and not sharded,
-            sharded,
+            all(leaf.direct for leaf in leaves),
+            any(leaf.sharded for leaf in leaves),
         )
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fusedstep.torch.leaves import MASTER, Master, is_dtensor, memory_of, zeros_like
+from fusedstep.torch.leaves import MASTER, Master, check_spread, memory_of, zeros_like
 
 if TYPE_CHECKING:
     from fusedstep.torch.base import Bound, Optimizer
@@ -153,12 +153,7 @@ def _taken(optimizer: Optimizer, param: Any, name: str, value: Any) -> Any:
     master = name == MASTER
     if name in optimizer._form.buffers.values() or (master and optimizer.master_weights):
         made = zeros_like(param, "float32" if master else None)
-        if is_dtensor(made) != is_dtensor(tensor):
-            raise ValueError(
-                f"state: {name} is {'whole' if is_dtensor(made) else 'distributed'}, unlike its "
-                "parameter; get_optimizer_state_dict and set_optimizer_state_dict of "
-                "torch.distributed.checkpoint.state_dict gather and distribute"
-            )
+        check_spread(param, name, tensor)
         if made.shape != tensor.shape:
             raise ValueError(
                 f"state: {name} has shape {tuple(tensor.shape)}, its parameter {tuple(made.shape)}"

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 
 from fusedstep import _core
-from fusedstep.torch.leaves import Leaf, is_dtensor
+from fusedstep.torch.leaves import Leaf, is_dtensor, is_flat
 
 # Outside of it a sum of squares of float64 numbers may have lost some, or be about to overflow.
 _SAFE = (2.0**-900, 2.0**900)
@@ -24,18 +24,6 @@ def world_size() -> int:
         return 1
     size: int = module.get_world_size()
     return size
-
-
-def is_sharded(param: Any) -> bool:
-    """Other processes hold the rest of the parameter.
-
-    So it is with the distributed tensors of FSDP2 and tensor parallelism, and in FSDP1.
-    """
-    return is_dtensor(param) or _is_flat(param)
-
-
-def _is_flat(param: Any) -> bool:
-    return bool(getattr(param, "_fsdp_flattened", False))
 
 
 def agree(
@@ -89,7 +77,7 @@ def agree(
 
 
 def _check_norm_is_one(leaves: list[Leaf], rows: list[tuple[int, _core.Row]], scope: str) -> None:
-    if any(_is_flat(leaf.param) for leaf in leaves):
+    if any(is_flat(leaf.param) for leaf in leaves):
         raise ValueError(
             "parameters of FullyShardedDataParallel (FSDP1) do not tell which processes hold the "
             "rest of them, so that there is no norm to clip or judge by; use fully_shard (FSDP2)"

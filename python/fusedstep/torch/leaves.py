@@ -20,6 +20,11 @@ def is_dtensor(tensor: Any) -> bool:
     return module is not None and isinstance(tensor, module.DTensor)
 
 
+def is_flat(param: Any) -> bool:
+    """A flat parameter of FullyShardedDataParallel (FSDP1), or a part of one."""
+    return bool(getattr(param, "_fsdp_flattened", False))
+
+
 def memory_of(tensor: Any) -> Any:
     """The plain real tensor that holds the (local) elements of a parameter, gradient or state."""
     if is_dtensor(tensor):
@@ -43,6 +48,16 @@ def zeros_like(param: Any, name: str | None = None) -> Any:
         memory_format=torch.preserve_format,
         requires_grad=False,
     )
+
+
+def check_spread(param: Any, name: str, buffer: Any) -> None:
+    """A state is distributed, or not, like its parameter."""
+    if is_dtensor(param) != is_dtensor(buffer):
+        raise ValueError(
+            f"state: {name} is {'whole' if is_dtensor(param) else 'distributed'}, unlike its "
+            "parameter; get_optimizer_state_dict and set_optimizer_state_dict of "
+            "torch.distributed.checkpoint.state_dict gather and distribute"
+        )
 
 
 def _is_dense(tensor: Any) -> bool:
@@ -79,6 +94,11 @@ class Leaf:
             or current.shape != self.target.shape
             or current.stride() != self.target.stride()
         )
+
+    @property
+    def sharded(self) -> bool:
+        """Other processes hold the rest of the parameter."""
+        return is_dtensor(self.param) or is_flat(self.param)
 
     def gradient(self, given: Mapping[int, Any] | None) -> Any:
         """The parameter's gradient, or the one given by its id, shaped like `target`; or None."""
@@ -176,7 +196,7 @@ class Master(Leaf):
         self.master.copy_(param)
         self.target = memory_of(self.master)
         self.wrapped[MASTER] = self.master
-        self._versions = self._current_versions()
+        self._version = self._current_versions()
 
     def _current_versions(self) -> tuple[int, int]:
         """Of the parameter; and of its shard, which checkpoints are loaded into."""
@@ -200,44 +220,44 @@ class Master(Leaf):
     def refresh(self) -> None:
         """Takes over what others wrote: where the parameter is not its rounded master any more."""
         self._memory = memory_of(self.param)
-        if self._current_versions() == self._versions:
+        if self._current_versions() == self._version:
             return
         rounded = self.target.to(self._memory.dtype)
         self.target.copy_(torch.where(rounded == self._memory, self.target, self._memory.float()))
-        self._versions = self._current_versions()
+        self._version = self._current_versions()
 
     def written(self) -> None:
         """The core has told autograd, of the tensor it wrote."""
         if self._memory is not self.param:
             torch.autograd.graph.increment_version(self.param)
-        self._versions = self._current_versions()
+        self._version = self._current_versions()
 
 
 def make_leaf(param: Any, name: str, master: bool) -> Leaf:
     """The leaf of a parameter that messages call `name`; `master`: a 16-bit one gets a master."""
-    leaf = _kind_of(param, name, master)(param)
-    leaf.name = name
-    return leaf
-
-
-def _kind_of(param: Any, name: str, master: bool) -> type[Leaf]:
     if is_dtensor(param) and any(placement.is_partial() for placement in param.placements):
         raise ValueError(
             f"{name} is a partial sum: no process holds its elements; redistribute it first"
         )
+    leaf = _make_leaf(param, name, master)
+    leaf.name = name
+    return leaf
+
+
+def _make_leaf(param: Any, name: str, master: bool) -> Leaf:
     memory = memory_of(param)
     if any(size > 1 and stride == 0 for size, stride in zip(*_extents(memory), strict=True)):
         raise ValueError(
             f"{name} is expanded: several of its elements share memory; pass its .clone()"
         )
-    master = master and param.dtype in {torch.float16, torch.bfloat16}
+    half = param.dtype in {torch.float16, torch.bfloat16}
     if not _is_dense(memory):
-        if master:
+        if master and half:
             raise ValueError(f"{name}: a master needs a dense parameter; pass its .contiguous()")
-        return Strided
-    if master:
-        return Master
-    return Direct if memory is param else Leaf
+        return Strided(param)
+    if master and half:
+        return Master(param)
+    return Direct(param) if memory is param and not is_flat(param) else Leaf(param)
 
 
 def _extents(memory: Any) -> tuple[Any, Any]:
