@@ -276,7 +276,7 @@ def step_annotations(declaration: Declaration) -> dict[str, Any]:
 
 # --- what objects use -------------------------------------------------------------------------
 
-Packer = Callable[[Mapping[str, Any], int, float], tuple[int, tuple[Any, ...]]]
+Packer = Callable[[Mapping[str, Any], int | None, float], tuple[int, tuple[Any, ...]]]
 
 _PACKER = """\
 def pack(group, t, weight_decay):
@@ -286,7 +286,8 @@ def pack(group, t, weight_decay):
 def make_packer(declaration: Declaration) -> Packer:
     """Checks a param group and packs it as a row: `(rule index, row)` of `_core.Plan.step`.
 
-    `t` is the number of applied steps, `weight_decay` a number where the group holds a function.
+    `t` is the number of applied steps (None refuses functions of it), `weight_decay` a number where
+    the group holds a function.
     """
     hypers = declaration.of_group()
     reads = [f"    {h.name} = group[{h.name!r}]\n" for h in hypers if h.name != "weight_decay"]

@@ -19,52 +19,64 @@ class Observer:
 
     A gradient that changes afterwards (a second backward pass, a clip, an all-reduce) is measured
     again: by its own hook, or by the step, which compares objects and version counters. What
-    changes gradients behind autograd's back goes unseen; DDP does, so that nothing is taken from
-    the backward pass where there is more than one process.
+    changes gradients behind autograd's back goes unseen: a write through `.grad.data`, a scaler
+    that unscales for another optimizer. DDP does so, too: nothing is taken from the backward pass
+    where there is more than one process.
     """
 
     def __init__(self, old: Observer | None, bound: Bound) -> None:
-        if old is not None:
-            old.close()
-        self._seen: dict[int, tuple[Any, int]] = {}
-        self._plan = bound.plan
-        self._hooks = []
         if not bound.direct:
             raise ValueError(
                 "norm_in_backward: works with dense real parameters that are no distributed "
                 "tensors and have no masters; leave it out"
             )
+        if old is not None:
+            old.close()
+        # Weak, so that no gradient lives longer for it, and none can come to look like another.
+        self._seen: dict[int, tuple[weakref.ref[Any], int]] = {}
+        self._plan = bound.plan
+        hooks = []
         for index, leaf in enumerate(bound.leaves):
             if leaf.param.requires_grad and leaf.param.is_leaf:
                 hook = _hook(weakref.ref(self), index)
-                self._hooks.append(leaf.param.register_post_accumulate_grad_hook(hook))
-
-    def close(self) -> None:
-        """Leaves the parameters alone."""
-        for hook in self._hooks:
-            hook.remove()
+                hooks.append(leaf.param.register_post_accumulate_grad_hook(hook))
+        # Also called when the optimizer, and with it this object, is gone.
+        self.close: Any = weakref.finalize(self, _remove, hooks)
 
     def observe(self, index: int, grad: Any) -> None:
-        """Measures one gradient."""
-        self._plan.observe(index, grad)
-        # Held, so that no other tensor can come to look like it.
-        self._seen[index] = (grad, grad._version)
+        """Measures one gradient; what cannot be measured is left to the step to refuse."""
+        self._seen.pop(index, None)
+        try:
+            self._plan.observe(index, grad)
+        except (TypeError, ValueError, BufferError, RuntimeError):
+            return
+        self._seen[index] = (weakref.ref(grad), grad._version)
+
+    def forget(self) -> None:
+        """What has been measured is not true any more."""
+        self._seen = {}
 
     def complete(self, bound: Bound) -> bool:
         """Whether all gradients are measured now; what is missing or changed is measured here.
 
-        None are kept afterwards.
+        None are known afterwards.
         """
         seen, self._seen = self._seen, {}
         if not seen or world_size() > 1:
             return False
         for index, leaf in enumerate(bound.leaves):
             grad = leaf.param.grad
-            known = seen.get(index)
-            same = known is not None and known[0] is grad and known[1] == grad._version
-            if grad is not None and not same:
+            if grad is None:
+                continue
+            known, version = seen.get(index, (None, 0))
+            if version != grad._version or known is None or known() is not grad:
                 bound.plan.observe(index, grad)
         return True
+
+
+def _remove(hooks: list[Any]) -> None:
+    for hook in hooks:
+        hook.remove()
 
 
 def _hook(observer: weakref.ref[Observer], index: int) -> Callable[[Any], None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, NamedTuple
@@ -32,6 +33,8 @@ class Bound(NamedTuple):
         groups: (index, number of leaves) of each group that has any; those are the plan's trees.
         direct: The core may read all gradients by itself.
         sharded: Other processes hold parts of some parameter.
+        lists: `params` of each param group, and what it held.
+        watched: The core would not notice that such a list or a parameter's memory has changed.
     """
 
     plan: _core.Plan
@@ -39,6 +42,21 @@ class Bound(NamedTuple):
     groups: list[tuple[int, int]]
     direct: bool
     sharded: bool
+    lists: list[tuple[Any, tuple[Any, ...]]]
+    watched: bool
+
+    def fits(self, param_groups: list[dict[str, Any]], closely: bool) -> bool:
+        """Whether these are still the groups; `closely`: and their parameters what they were."""
+        if len(param_groups) != len(self.lists):
+            return False
+        for group, (params, _) in zip(param_groups, self.lists, strict=True):
+            if group["params"] is not params:
+                return False
+        return not closely or not (
+            any(len(params) != len(held) for params, held in self.lists)
+            or not all(all(map(operator.is_, *pair)) for pair in self.lists)
+            or any(leaf.stale for leaf in self.leaves)
+        )
 
     def per_group(self, values: list[Any]) -> list[list[Any]]:
         """What there is per leaf, in the form of the plan's trees."""
@@ -71,6 +89,8 @@ class Optimizer(torch.optim.Optimizer):
     master_weights: bool
     norm_in_backward: bool
     fused_unscale: bool | None
+    _ahead: bool
+    _exposed: bool
 
     form: ClassVar[type[fusedstep.Optimizer]]
     _form: ClassVar[Form]
@@ -88,6 +108,11 @@ class Optimizer(torch.optim.Optimizer):
         if type(self) is Optimizer:
             raise TypeError("Optimizer is the base of the optimizers; use one of them")
         check_first(self._form, defaults)
+        if attributes["norm_in_backward"] and attributes["fused_unscale"] is False:
+            raise ValueError(
+                "norm_in_backward: measures gradients before a scaler could unscale them, which "
+                "fused_unscale=False leaves to it; set one of the two"
+            )
         for name, value in attributes.items():
             setattr(self, name, value)
         self._start()
@@ -137,21 +162,33 @@ class Optimizer(torch.optim.Optimizer):
     def _advance(self, given: Mapping[int, Any] | None = None) -> None:
         """One step, with each parameter's `.grad`, or the gradients `given` by its id."""
         with torch.no_grad():
-            bound = self._bind()
-            scale, overflow = amp.scale_of(self)
-            rows = self._rows(bound, scale)
-            policy, norm, skip = type(self).form._policy(self), None, bool(overflow)
-            grads: list[Any] | None = None
-            if given is not None or not bound.direct:
-                for leaf in bound.leaves:
-                    leaf.refresh()
-                grads = [leaf.gradient(given) for leaf in bound.leaves]
-            if bound.sharded and grads is not None:
-                norm, skip, policy = self._agree(bound, grads, rows, policy, overflow)
-            if skip:
-                self._finish(_core.StepResult((norm, 1.0, True, {}, None)))
-            else:
-                self._finish(self._run(bound, grads, rows, policy, norm))
+            try:
+                self._attempt(given)
+            except (TypeError, ValueError, BufferError):
+                bound = self._bound
+                if bound is None or bound.fits(self.param_groups, closely=True):
+                    raise
+                self._rebind()
+                self._attempt(given)
+
+    def _attempt(self, given: Mapping[int, Any] | None) -> None:
+        bound = self._bind()
+        scale, overflow = amp.scale_of(self)
+        rows = self._rows(bound, scale)
+        if overflow is not None and scale == 1.0 and self._observer is not None:
+            self._observer.forget()  # the scaler has unscaled them, which no version counter tells
+        policy, norm, skip = type(self).form._policy(self), None, bool(overflow)
+        grads: list[Any] | None = None
+        if given is not None or not bound.direct:
+            for leaf in bound.leaves:
+                leaf.refresh()
+            grads = [leaf.gradient(given) for leaf in bound.leaves]
+        if bound.sharded and grads is not None:
+            norm, skip, policy = self._agree(bound, grads, rows, policy, overflow)
+        if skip:
+            self._finish(_core.StepResult((norm, 1.0, True, {}, None)))
+        else:
+            self._finish(self._run(bound, grads, rows, policy, norm))
 
     def _run(
         self,
@@ -162,12 +199,13 @@ class Optimizer(torch.optim.Optimizer):
         norm: float | None,
     ) -> _core.StepResult:
         """The call into the core, and what is to be done around it where it needs help."""
-        observed = grads is None and self._observer is not None and self._observer.complete(bound)
         trees = copies = None
         if grads is not None:
             trees = bound.per_group(grads)
             copies = bound.per_group([leaf.copy() for leaf in bound.leaves])
         try:
+            observer = self._observer if grads is None else None
+            observed = observer is not None and observer.complete(bound)
             result = bound.plan.step(trees, rows, policy, norm, copies, observed)
         except (TypeError, ValueError, BufferError, RuntimeError) as error:
             self._explain(error)
@@ -184,6 +222,8 @@ class Optimizer(torch.optim.Optimizer):
             self._skipped_steps += 1
         else:
             self._ahead = True
+            if self._exposed:  # somebody holds the state, and may look at it at any time
+                checkpoints.publish(self)
 
     def _rows(self, bound: Bound, scale: float) -> list[tuple[int, _core.Row]]:
         """The row of each group; gradients are multiplied by `scale` before anything else."""
@@ -191,8 +231,8 @@ class Optimizer(torch.optim.Optimizer):
         for index, _ in bound.groups:
             group = self.param_groups[index]
             try:
-                decay = plain(group["weight_decay"])
-                rule, row = type(self)._pack(with_numbers(group), 0, decay)
+                decay = plain("weight_decay", group["weight_decay"])
+                rule, row = type(self)._pack(with_numbers(group), None, decay)
             except (TypeError, ValueError) as error:
                 if len(self.param_groups) == 1:
                     raise
@@ -233,16 +273,20 @@ class Optimizer(torch.optim.Optimizer):
     def _bind(self) -> Bound:
         """The plan over the parameters as they are now, with the state as it is in `state`."""
         bound = self._bound
-        if bound is None or (not bound.direct and any(leaf.stale for leaf in bound.leaves)):
-            if bound is not None and self._ahead:
-                checkpoints.publish(self)
-            bound = self._bound = self._make_bound()
-            self._exposed = True
-            if self.norm_in_backward:
-                self._observer = Observer(self._observer, bound)
+        if bound is None or not bound.fits(self.param_groups, bound.watched):
+            bound = self._rebind()
         if self._exposed:
             checkpoints.read(self, bound)
-            self._exposed = False
+            self._exposed = checkpoints.is_held(self)
+        return bound
+
+    def _rebind(self) -> Bound:
+        if self._ahead:
+            checkpoints.publish(self)
+        bound = self._bound = self._make_bound()
+        self._exposed = True
+        if self.norm_in_backward:
+            self._observer = Observer(self._observer, bound)
         return bound
 
     def _make_bound(self) -> Bound:
@@ -259,21 +303,28 @@ class Optimizer(torch.optim.Optimizer):
             if len(leaves) > before:
                 groups.append((index, len(leaves) - before))
                 names.append(name)
+        lists = [(group["params"], tuple(group["params"])) for group in self.param_groups]
+        direct = all(leaf.direct for leaf in leaves)
+        watched = not direct or self.master_weights or len(leaves) < sum(len(h) for _, h in lists)
         trees = split([leaf.target for leaf in leaves], groups)
+        if not watched:  # the core sees at every step that its trees are what they were
+            trees = [lists[index][0] for index, _ in groups]
         return Bound(
             _core.Plan(trees, names, type(self).form.declaration.slots),
             leaves,
             groups,
-            all(leaf.direct for leaf in leaves),
+            direct,
             any(leaf.sharded for leaf in leaves),
+            lists,
+            watched,
         )
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a param group, as `torch.optim.Optimizer.add_param_group` does."""
-        if self._bound is not None and self._ahead:
-            checkpoints.publish(self)
         super().add_param_group(param_group)
-        self._bound = None
+        if self.norm_in_backward and self._bound is not None:
+            with torch.no_grad():
+                self._rebind()
 
     # --- state --------------------------------------------------------------------------------
 
@@ -303,19 +354,24 @@ class Optimizer(torch.optim.Optimizer):
             dict: `state` (per parameter its buffers, live, and copies of its counts) and
             `param_groups`, as `torch.optim.Optimizer.state_dict` gives them.
         """
-        return checkpoints.with_own_numbers(self, super().state_dict())
+        hook = self.register_state_dict_post_hook(checkpoints.with_own_numbers, prepend=True)
+        try:
+            return super().state_dict()
+        finally:
+            hook.remove()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes over a state dict of this class, or of the class of torch.optim of the same name.
 
         Buffers are copied, in the state's own dtype: float32 for 16-bit parameters, whatever dtype
-        they were saved in. Hyper-parameters that the saved groups lack stay as they are.
+        they were saved in. Hyper-parameters that the saved groups lack stay as they are, and so do
+        those that the class settles (`nesterov` of `MomentumNesterov`).
 
         Raises:
-            ValueError: If groups, shapes or fixed hyper-parameters (`nesterov`) do not fit. Nothing
-                has changed then.
+            TypeError: If something else stands where a buffer or a number belongs.
+            ValueError: If groups, shapes or numbers do not fit. Nothing has changed then.
         """
-        hook = self.register_load_state_dict_pre_hook(checkpoints.hide_tensors)
+        hook = self.register_load_state_dict_pre_hook(checkpoints.hide_values)
         try:
             super().load_state_dict(state_dict)
         finally:
@@ -353,6 +409,8 @@ class Optimizer(torch.optim.Optimizer):
     @property
     def _step_supports_amp_scaling(self) -> bool:
         """Read by `GradScaler`: True leaves it to `step` to unscale gradients."""
+        if self.norm_in_backward:  # norms are those of gradients that nobody has unscaled since
+            return True
         if self.fused_unscale is not None:
             return bool(self.fused_unscale)
         keys = ("grad_clip_norm", "grad_clip_value")

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import copy
+import sys
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fusedstep.torch.leaves import MASTER, Master, check_spread, memory_of, zeros_like
+from fusedstep.codegen import SCALARS
+from fusedstep.ranges import shown
+from fusedstep.torch.leaves import MASTER, Master, fitted, memory_of, zeros_like
+from fusedstep.torch.signatures import plain
 
 if TYPE_CHECKING:
     from fusedstep.torch.base import Bound, Optimizer
 
 
 class Hidden:
-    """A tensor that `torch.optim.Optimizer.load_state_dict` does not recognise, and so not cast.
+    """A saved value that `torch.optim.Optimizer.load_state_dict` hands on as it is.
 
     torch gives every buffer the dtype of its parameter, which would round a float32 state of a
-    bfloat16 parameter.
+    bfloat16 parameter, and makes the name of a generator of a string.
     """
 
-    def __init__(self, tensor: Any) -> None:
-        self.tensor = tensor
+    def __init__(self, value: Any) -> None:
+        self.value = value
 
 
 # --- from the plan to the dict ----------------------------------------------------------------
@@ -35,14 +40,16 @@ def publish(optimizer: Optimizer) -> None:
         steps, product = bound.plan.get_progress(index)
         if steps == 0:
             continue
-        state = optimizer._state[leaf.param]
+        known: dict[str, Any] = {}
         for slot, buffer in bound.plan.get_state(index).items():
             name = optimizer._form.buffers[slot]
-            state[name] = leaf.wrap(name, buffer)
+            known[name] = leaf.wrap(name, buffer)
         if MASTER in leaf.wrapped:
-            state[MASTER] = leaf.wrapped[MASTER]
+            known[MASTER] = leaf.wrapped[MASTER]
         for name, number in zip(optimizer._form.scalars, (steps, product), strict=False):
-            state[name] = _number(name, number)
+            known[name] = _number(name, number)
+        if known:
+            optimizer._state[leaf.param].update(known)
 
 
 def _number(name: str, number: float) -> Any:
@@ -56,6 +63,17 @@ def _number(name: str, number: float) -> Any:
 
 
 # --- from the dict to the plan ----------------------------------------------------------------
+
+# What `sys.getrefcount` says of a value that a dict alone holds.
+_ALONE = next(map(sys.getrefcount, {0: {}}.values()))
+
+
+def is_held(optimizer: Optimizer) -> bool:
+    """Whether somebody else has got hold of `Optimizer.state`, or of the state of a parameter."""
+    whole = {0: optimizer._state}  # one holder more
+    return any(count > _ALONE + 1 for count in map(sys.getrefcount, whole.values())) or any(
+        count > _ALONE for count in map(sys.getrefcount, optimizer._state.values())
+    )
 
 
 def read(optimizer: Optimizer, bound: Bound) -> None:
@@ -76,10 +94,11 @@ def _read_buffers(optimizer: Optimizer, bound: Bound, index: int, state: dict[st
         buffer = state.get(name)
         if buffer is None:
             continue
-        same = slot in known and buffer is leaf.wrap(name, known[slot])
-        wanted[slot] = known[slot] if same else memory_of(buffer)
-        if not same:
-            leaf.wrapped[name] = buffer
+        if slot in known and buffer is leaf.wrap(name, known[slot]):
+            wanted[slot] = known[slot]
+        else:
+            leaf.wrapped[name] = state[name] = fitted(leaf.param, name, buffer)
+            wanted[slot] = memory_of(state[name])
     if wanted.keys() != known.keys() or any(wanted[slot] is not known[slot] for slot in wanted):
         bound.plan.set_state(index, wanted)
 
@@ -100,33 +119,33 @@ def _read_numbers(optimizer: Optimizer, bound: Bound, index: int, state: dict[st
 # --- state dicts ------------------------------------------------------------------------------
 
 
-def with_own_numbers(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
-    """A state dict without the counts of the optimizer.
+def with_own_numbers(optimizer: Any, state_dict: dict[str, Any]) -> dict[str, Any]:
+    """A post-hook of `state_dict`, the first one: without the counts of the optimizer.
 
     torch's `load_state_dict` takes a `step` as it is and then counts in it.
     """
     state = {}
     for key, of_param in state_dict["state"].items():
         if isinstance(of_param, dict):
-            numbers = {n: of_param[n].clone() for n in optimizer._form.scalars if n in of_param}
+            numbers = {
+                name: _number(name, float(plain(name, of_param[name])))
+                for name in optimizer._form.scalars
+                if name in of_param
+            }
             of_param = {**of_param, **numbers}
         state[key] = of_param
     return {**state_dict, "state": state}
 
 
-def hide_tensors(_optimizer: Any, state_dict: dict[str, Any]) -> dict[str, Any]:
+def hide_values(_optimizer: Any, state_dict: dict[str, Any]) -> dict[str, Any]:
     """A pre-hook of `load_state_dict`, the last one: see `Hidden`."""
     state = {
-        key: {name: _hidden(value) for name, value in of_param.items()}
+        key: {name: Hidden(value) for name, value in of_param.items()}
         if isinstance(of_param, dict)
-        else of_param
+        else Hidden(of_param)
         for key, of_param in state_dict["state"].items()
     }
     return {**state_dict, "state": state}
-
-
-def _hidden(value: Any) -> Any:
-    return Hidden(value) if isinstance(value, torch.Tensor) else value
 
 
 def loaded(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
@@ -137,6 +156,11 @@ def loaded(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
         if isinstance(of_param, dict):
             taken = {n: _taken(optimizer, param, n, v) for n, v in of_param.items()}
             of_param = {name: value for name, value in taken.items() if value is not None}
+        elif isinstance(of_param, Hidden):
+            if isinstance(param, torch.Tensor):
+                kind = shown(of_param.value)
+                raise TypeError(f"state: the state of a parameter is {kind}, no dict")
+            of_param = of_param.value
         state[param] = of_param
     fixed = optimizer._form.fixed
     return {
@@ -147,18 +171,29 @@ def loaded(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
 
 def _taken(optimizer: Optimizer, param: Any, name: str, value: Any) -> Any:
     """A copy of one saved value, or None if it has no use here."""
-    if not isinstance(value, Hidden):
+    if not isinstance(value, Hidden):  # not from `load_state_dict`
         return value
-    tensor = value.tensor.detach()
-    master = name == MASTER
-    if name in optimizer._form.buffers.values() or (master and optimizer.master_weights):
-        made = zeros_like(param, "float32" if master else None)
-        check_spread(param, name, tensor)
-        if made.shape != tensor.shape:
-            raise ValueError(
-                f"state: {name} has shape {tuple(tensor.shape)}, its parameter {tuple(made.shape)}"
-            )
-        with torch.no_grad():
-            made.copy_(tensor)
-        return made
-    return None if master else tensor.clone()
+    given = value.value
+    if given is None or not isinstance(param, torch.Tensor):  # a state of nobody's
+        return given
+    if name in optimizer._form.scalars:
+        return _checked_number(name, given)
+    if name == MASTER and not optimizer.master_weights:
+        return None
+    if name != MASTER and name not in optimizer._form.buffers.values():
+        return copy.deepcopy(given)
+    made = zeros_like(param, "float32" if name == MASTER else None)
+    buffer = fitted(param, name, given)
+    if buffer.is_complex() != made.is_complex():  # torch would drop imaginary parts
+        raise TypeError(f"state: {name} of dtype {buffer.dtype} for a parameter of {param.dtype}")
+    with torch.no_grad():
+        return made.copy_(buffer)
+
+
+def _checked_number(name: str, value: Any) -> Any:
+    check, _, _ = SCALARS[name]
+    number = plain(name, value)
+    try:
+        return _number(name, check(name, round(number) if name == "step" else number))
+    except (TypeError, ValueError, OverflowError):  # round() of no number, of NaN, of inf
+        raise ValueError(f"state: {name} is {shown(number)}, expected {check}") from None

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from fusedstep.buffers import state_dtype
+from fusedstep.ranges import shown
 
 # Not in checkpoints of torch.optim, which keeps no such copy.
 MASTER = "master_param"
@@ -31,7 +32,9 @@ def memory_of(tensor: Any) -> Any:
         tensor = tensor.to_local()
         if hasattr(tensor, "trigger_wait"):  # still on its way from other processes
             tensor = tensor.trigger_wait()
-    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+    if tensor.is_complex():
+        return torch.view_as_real(tensor.resolve_conj().resolve_neg())
+    return tensor
 
 
 def zeros_like(param: Any, name: str | None = None) -> Any:
@@ -58,6 +61,34 @@ def check_spread(param: Any, name: str, buffer: Any) -> None:
             "parameter; get_optimizer_state_dict and set_optimizer_state_dict of "
             "torch.distributed.checkpoint.state_dict gather and distribute"
         )
+
+
+def _form(memory: Any) -> tuple[Any, ...]:
+    """What may not change under a registered tensor."""
+    strides = memory.stride() if memory.layout is torch.strided else memory.layout
+    return memory.dtype, memory.shape, strides
+
+
+def fitted(param: Any, name: str, buffer: Any) -> Any:
+    """A state buffer in the memory order of its parameter's; itself if it has it already.
+
+    Raises:
+        TypeError: If it is no tensor.
+        ValueError: If it has another shape.
+    """
+    if not isinstance(buffer, torch.Tensor):
+        raise TypeError(f"state: {name} is {shown(buffer)}, no tensor")
+    if buffer.shape != param.shape:
+        raise ValueError(
+            f"state: {name} has shape {tuple(buffer.shape)}, its parameter {tuple(param.shape)}"
+        )
+    check_spread(param, name, buffer)
+    made = zeros_like(param)
+    widened = made.dtype == torch.float64 and buffer.dtype != torch.float64
+    if not widened and buffer.stride() == made.stride():
+        return buffer
+    dtype = made.dtype if widened else buffer.dtype
+    return made.to(dtype).copy_(buffer)
 
 
 def _is_dense(tensor: Any) -> bool:
@@ -90,9 +121,7 @@ class Leaf:
         """The parameter's elements lie elsewhere than when the leaf was made."""
         current = memory_of(self.param)
         return current is not self.target and (
-            current.data_ptr() != self.target.data_ptr()
-            or current.shape != self.target.shape
-            or current.stride() != self.target.stride()
+            current.data_ptr() != self.target.data_ptr() or _form(current) != _form(self.target)
         )
 
     @property
@@ -154,8 +183,12 @@ class Direct(Leaf):
     def __init__(self, param: Any) -> None:
         self.param = self.target = param
         self.wrapped = {}
+        self._form = _form(param)
 
-    stale = False
+    @property
+    def stale(self) -> bool:
+        """The parameter has got memory of another form (its place alone does not matter)."""
+        return _form(self.param) != self._form
 
     def written(self) -> None:
         """The core tells autograd itself."""
@@ -173,7 +206,10 @@ class Strided(Leaf):
         self._memory = self.target
         self.target = torch.empty_like(self._memory, memory_format=torch.preserve_format)
 
-    stale = False
+    @property
+    def stale(self) -> bool:
+        """The parameter has got memory of another form (its place alone does not matter)."""
+        return _form(memory_of(self.param)) != _form(self._memory)
 
     def refresh(self) -> None:
         """Reads the parameter."""
@@ -206,12 +242,12 @@ class Master(Leaf):
         """Goes on from a master that stands in a state; None: from the parameter."""
         if master is not self.master:
             self.master.copy_(self.param if master is None else master)
+            self._version = -1  # the parameter may hold something else
 
     @property
     def stale(self) -> bool:
         """The parameter has got memory of another form (its place alone does not matter)."""
-        current = memory_of(self.param)
-        return current.shape != self.target.shape or current.stride() != self.target.stride()
+        return _form(memory_of(self.param)) != _form(self._memory)
 
     def copy(self) -> Any:
         """The parameter."""
@@ -245,8 +281,20 @@ def make_leaf(param: Any, name: str, master: bool) -> Leaf:
 
 
 def _make_leaf(param: Any, name: str, master: bool) -> Leaf:
+    if param.layout is not torch.strided:
+        layout = str(param.layout).removeprefix("torch.")
+        raise TypeError(
+            f"{name} is {layout}, which has no memory of all its elements; make it dense"
+        )
+    if param.is_conj() or param.is_neg():
+        raise ValueError(
+            f"{name} is a lazily conjugated or negated view, whose memory holds other values; pass "
+            "its .resolve_conj().resolve_neg()"
+        )
     memory = memory_of(param)
-    if any(size > 1 and stride == 0 for size, stride in zip(*_extents(memory), strict=True)):
+    if any(
+        size > 1 and not stride for size, stride in zip(memory.shape, memory.stride(), strict=True)
+    ):
         raise ValueError(
             f"{name} is expanded: several of its elements share memory; pass its .clone()"
         )
@@ -258,8 +306,3 @@ def _make_leaf(param: Any, name: str, master: bool) -> Leaf:
     if master and half:
         return Master(param)
     return Direct(param) if memory is param and not is_flat(param) else Leaf(param)
-
-
-def _extents(memory: Any) -> tuple[Any, Any]:
-    strided = memory.layout is torch.strided
-    return (memory.shape, memory.stride()) if strided else ((), ())

@@ -38,13 +38,15 @@ ATTRIBUTES = {
         False,
         "True keeps a float32 master of each float16 or bfloat16 parameter (`master_param` in its "
         "state). The step updates the master and writes it to the parameter, rounded once, in the "
-        "same pass.",
+        "same pass. What others write into the parameter goes into the master, too; only not "
+        "through `.data`, which autograd cannot see.",
     ),
     "norm_in_backward": Extra(
         "bool",
         False,
         "True measures each gradient in the backward pass, as soon as it is complete and while it "
-        "is in cache, so that the step need not read it for the norm. The clip stays exact.",
+        "is in cache, so that the step need not read it for the norm. The clip stays exact. "
+        "Gradients may change afterwards, but not through `.grad.data`, which autograd cannot see.",
     ),
     "fused_unscale": Extra(
         "bool | None",
@@ -159,9 +161,9 @@ def check_first(form: Form, defaults: Mapping[str, Any]) -> None:
 def _check_number(name: str, check: Check, value: Any) -> None:
     """Numbers and tensors of one number; torch's schedulers set them in the groups."""
     if name == "betas" and isinstance(value, (tuple, list)):
-        value = tuple(map(plain, value))
+        value = tuple(plain(name, beta) for beta in value)
     elif isinstance(value, torch.Tensor):
-        value = plain(value)
+        value = plain(name, value)
     elif callable(value) and not isinstance(value, numbers.Number):
         raise TypeError(
             f"{name}: expected a number or a tensor of one, got {shown(value)}; "
@@ -170,9 +172,14 @@ def _check_number(name: str, check: Check, value: Any) -> None:
     check(name, value)
 
 
-def plain(value: Any) -> Any:
+def plain(name: str, value: Any) -> Any:
     """A tensor of one number as that number."""
-    return value.item() if isinstance(value, torch.Tensor) else value
+    if not isinstance(value, torch.Tensor):
+        return value
+    if value.numel() != 1:
+        shape = tuple(value.shape)
+        raise ValueError(f"{name}: expected a tensor of one number, got one of shape {shape}")
+    return value.item()
 
 
 def with_numbers(group: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -180,4 +187,4 @@ def with_numbers(group: Mapping[str, Any]) -> Mapping[str, Any]:
     betas = group.get("betas")
     if betas is None or not any(isinstance(beta, torch.Tensor) for beta in betas):
         return group
-    return {**group, "betas": tuple(map(plain, betas))}
+    return {**group, "betas": tuple(plain("betas", beta) for beta in betas)}
