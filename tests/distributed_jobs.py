@@ -320,6 +320,14 @@ def extremes(rank: int) -> None:
         small.mirror.step()
         small.mirror.check(small.optimizer, exact=False)
         assert (small.optimizer.last.grad_norm > 0) == (scale > 0)
+    small = Small("SGD", torch.float64, rescale_grad=1e10, on_nonfinite="skip")
+    for scale in (1.0, 1e305):  # a finite norm that `rescale_grad` makes infinite
+        small.differentiate(scale)
+        small.optimizer.step()
+        small.mirror.step()
+        for optimizer in (small.optimizer, small.mirror.optimizer):
+            assert optimizer.last.skipped == (scale > 1)
+            assert torch.isinf(optimizer.grad_norm) == (scale > 1)
     mesh = init_device_mesh("cpu", (4,))
     for mine, norm in ((1e200, 1e200), (1e-200, 3.0**0.5), (1e154, 1e154), (0.0, 3.0**0.5)):
         param = Parameter(distribute_tensor(torch.zeros(4, dtype=torch.float64), mesh, [Shard(0)]))

@@ -16,8 +16,8 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-COLLECTIVE_SECONDS = 40
-JOB_SECONDS = 60
+COLLECTIVE_SECONDS = 60
+JOB_SECONDS = 100
 STOP_SECONDS = 5
 PRELOADED = (
     "torch",
@@ -76,9 +76,9 @@ class Workers:
         deadline = time.monotonic() + JOB_SECONDS
         while waiting and (left := deadline - time.monotonic()) > 0:
             for pipe in wait(list(waiting), left):
-                rank = waiting.pop(pipe)  # type: ignore[index]
+                rank = waiting.pop(pipe)
                 try:
-                    outcomes[rank] = pipe.recv()  # type: ignore[union-attr]
+                    outcomes[rank] = pipe.recv()
                 except EOFError:
                     outcomes[rank] = (self._epitaph(rank), None)
         self._running = [(p, pipe) for p, pipe in self._running if p.is_alive()]
