@@ -493,25 +493,44 @@ def test_16_bit_state_of_a_user_is_kept() -> None:
     assert buffer[0].item() == torch.tensor(1.9).bfloat16().item()
 
 
-@pytest.mark.parametrize("how", ["double", "channels_last", "half", "strided"])
-def test_parameters_that_get_other_memory(how: str) -> None:
-    """`model.double()`, `.to(memory_format=...)`, `.half()` in the middle of a run."""
+OTHER_MEMORY = {
+    "double": lambda p: p.data.double(),
+    "channels_last": lambda p: p.data.contiguous(memory_format=torch.channels_last),
+    "half": lambda p: p.data.half(),
+    "strided": lambda p: torch.stack([p.data, p.data], -1)[..., 0],
+    "elsewhere": lambda p: p.data.clone(),
+}
+
+
+@pytest.mark.parametrize("second", OTHER_MEMORY)
+@pytest.mark.parametrize("first", OTHER_MEMORY)
+def test_parameters_that_get_other_memory(first: str, second: str) -> None:
+    """`model.double()`, `.to(memory_format=...)`, `.half()`, in the middle of a run and again."""
     torch.manual_seed(0)
     param = torch.nn.Parameter(torch.randn(4, 3, 5, 6))
     opt = ours.SGD([param], lr=0.1, momentum=0.9)
     run(opt, 2)
-    buffer = opt.state[param]["momentum_buffer"].clone()
-    value = {
-        "double": lambda: param.data.double(),
-        "channels_last": lambda: param.data.contiguous(memory_format=torch.channels_last),
-        "half": lambda: param.data.half(),
-        "strided": lambda: torch.stack([param.data, param.data], -1)[..., 0],
-    }[how]()
-    param.data = value
-    twin = torch.nn.Parameter(value.clone())
-    other = ours.SGD([twin], lr=0.1, momentum=0.9)
-    other.state[twin]["momentum_buffer"] = buffer
-    run(opt, 2, 2)
-    run(other, 2, 2)
-    assert torch.equal(param, twin)
-    assert param.data_ptr() == value.data_ptr()
+    for step, how in enumerate((first, second), 2):
+        buffer = opt.state[param]["momentum_buffer"].clone()
+        value = OTHER_MEMORY[how](param)
+        if buffer.dtype == torch.float64 != value.dtype:
+            return  # a float64 state does not go with it; see below
+        param.data = value
+        twin = torch.nn.Parameter(value.clone())
+        other = ours.SGD([twin], lr=0.1, momentum=0.9)
+        other.state[twin]["momentum_buffer"] = buffer
+        run(opt, 1, step)
+        run(other, 1, step)
+        assert torch.equal(param, twin)
+        assert param.data_ptr() == value.data_ptr()
+
+
+def test_float64_state_of_a_float32_parameter_is_refused() -> None:
+    """It would have to be rounded; the user may do so."""
+    param = torch.nn.Parameter(torch.ones(3))
+    opt = ours.SGD([param], lr=0.1, momentum=0.9)
+    opt.state[param]["momentum_buffer"] = torch.ones(3, dtype=torch.float64)
+    param.grad = torch.ones(3)
+    with pytest.raises(TypeError, match="dtype float64 does not go with"):
+        opt.step()
+    assert torch.equal(param, torch.ones(3))

@@ -154,7 +154,8 @@ class Optimizer(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         if torch.compiler.is_compiling():
-            compiled.step(self._handle, self.param_groups)
+            # By way of the attribute, the compiler would make a graph for every learning rate.
+            compiled.step(self._handle, vars(self)["param_groups"])
         else:
             self._advance()
         return loss

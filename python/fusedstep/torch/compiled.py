@@ -58,19 +58,24 @@ def _step_outside(handle: int) -> None:
 
 @torch.library.impl(_library, "step", "CompositeExplicitAutograd")
 def _run(handle: int, places: list[int], params: list[Any], grads: list[Any]) -> None:
-    optimizer = _optimizers[handle]
+    optimizer = _optimizers.get(handle)
+    if optimizer is None:
+        raise RuntimeError(f"fusedstep::step: the optimizer of handle {handle} is gone")
     own = [param for group in optimizer.param_groups for param in group["params"]]
-    given = dict(zip(places, zip(params, grads, strict=True), strict=True))
+    given = {id(own[place]): grad for place, grad in zip(places, grads, strict=True)}
     with torch.no_grad():
         swapped = []
-        for place, (param, _) in given.items():
+        for place, param in zip(places, params, strict=True):
             if param.data_ptr() != own[place].data_ptr():  # the graph works on a copy
                 swapped.append((own[place], param, own[place].detach().clone()))
                 own[place].copy_(param)
-        optimizer._advance({id(own[place]): grad for place, (_, grad) in given.items()})
-        for mine, param, before in swapped:
-            param.copy_(mine)
-            mine.copy_(before)  # the graph will write it when it is its turn
+        try:
+            optimizer._advance(given)
+            for mine, param, _ in swapped:
+                param.copy_(mine)
+        finally:
+            for mine, _, before in reversed(swapped):
+                mine.copy_(before)  # the graph will write it when it is its turn
 
 
 @torch.library.register_fake("fusedstep::step", lib=_library)

@@ -203,13 +203,14 @@ class Strided(Leaf):
 
     def __init__(self, param: Any) -> None:
         super().__init__(param)
-        self._memory = self.target
+        self._memory = self.target  # may be the parameter itself
+        self._form = _form(self._memory)
         self.target = torch.empty_like(self._memory, memory_format=torch.preserve_format)
 
     @property
     def stale(self) -> bool:
         """The parameter has got memory of another form (its place alone does not matter)."""
-        return _form(memory_of(self.param)) != _form(self._memory)
+        return _form(memory_of(self.param)) != self._form
 
     def refresh(self) -> None:
         """Reads the parameter."""
@@ -227,7 +228,8 @@ class Master(Leaf):
 
     def __init__(self, param: Any) -> None:
         super().__init__(param)
-        self._memory = self.target
+        self._memory = self.target  # may be the parameter itself
+        self._form = _form(self._memory)
         self.master = zeros_like(param, "float32")
         self.master.copy_(param)
         self.target = memory_of(self.master)
@@ -247,7 +249,7 @@ class Master(Leaf):
     @property
     def stale(self) -> bool:
         """The parameter has got memory of another form (its place alone does not matter)."""
-        return _form(memory_of(self.param)) != _form(self._memory)
+        return _form(memory_of(self.param)) != self._form
 
     def copy(self) -> Any:
         """The parameter."""
