@@ -16,7 +16,7 @@ from fusedstep.codegen import Packer
 from fusedstep.torch import amp, checkpoints, compiled, distributed
 from fusedstep.torch.backward import Observer
 from fusedstep.torch.docs import class_docstring
-from fusedstep.torch.leaves import Leaf, is_dtensor, make_leaf
+from fusedstep.torch.leaves import Leaf, make_leaf
 from fusedstep.torch.signatures import (
     Form,
     check_first,
@@ -34,7 +34,7 @@ class Bound(NamedTuple):
         leaves: In the order of the plan.
         groups: (index, number of leaves) of each group that has any; those are the plan's trees.
         direct: The core may read all gradients by itself.
-        sharded: Some parameter is a distributed tensor.
+        sharded: Other processes hold parts of some parameter.
         lists: `params` of each param group, and what it held.
         watched: The core would not notice that such a list or a parameter's memory has changed.
     """
@@ -200,7 +200,7 @@ class Optimizer(torch.optim.Optimizer):
                 leaf.refresh()
             grads = [leaf.gradient(given) for leaf in bound.leaves]
         if bound.sharded and grads is not None:
-            norm, skip, policy = distributed.agree(bound.leaves, grads, rows, policy, overflow)
+            norm, skip, policy = self._agree(bound, grads, rows, policy, overflow)
         if skip:
             self._finish(_core.StepResult((norm, 1.0, True, {}, None)))
         else:
@@ -259,6 +259,21 @@ class Optimizer(torch.optim.Optimizer):
             rows.append((rule, row if scale == 1.0 else (row[0] * scale, *row[1:])))
         return rows
 
+    def _agree(
+        self,
+        bound: Bound,
+        grads: list[Any],
+        rows: list[tuple[int, _core.Row]],
+        policy: _core.Policy,
+        overflow: bool | None,
+    ) -> tuple[float | None, bool, _core.Policy]:
+        """What all processes decide alike; see `distributed.agree`."""
+        try:
+            return distributed.agree(bound.leaves, grads, rows, policy, overflow)
+        except (TypeError, ValueError, BufferError, RuntimeError) as error:
+            self._explain(error)
+            raise
+
     def _explain(self, error: Exception) -> None:
         """Names what torch's optimizers would take, or refuse in other words."""
         for index, group in enumerate(self.param_groups):
@@ -304,7 +319,6 @@ class Optimizer(torch.optim.Optimizer):
                 if id(param) not in seen:  # tied
                     seen.add(id(param))
                     leaves.append(make_leaf(param, f"{name}[{place}]", self.master_weights))
-                    leaves[-1].name = f"{name}[{place}]"
             if len(leaves) > before:
                 groups.append((index, len(leaves) - before))
                 names.append(name)
@@ -319,7 +333,7 @@ class Optimizer(torch.optim.Optimizer):
             leaves,
             groups,
             direct,
-            any(is_dtensor(leaf.param) for leaf in leaves),
+            any(leaf.sharded for leaf in leaves),
             lists,
             watched,
         )

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from fusedstep.torch.leaves import is_dtensor
+
 if TYPE_CHECKING:
     from fusedstep.torch.base import Optimizer
 
@@ -31,8 +33,12 @@ def step(handle: int, param_groups: list[dict[str, Any]]) -> None:
     """What `Optimizer.step` is under `torch.compile`: traced, so plain code and one operator.
 
     Hyper-parameters are read when the graph runs, not when it is made: a scheduler never makes it
-    compile again.
+    compile again. Distributed tensors are left to a step outside of the graph, as operators do not
+    tell how to take them apart.
     """
+    if any(is_dtensor(param) for group in param_groups for param in group["params"]):
+        _step_outside(handle)
+        return
     places, params, grads = [], [], []
     place = 0
     for group in param_groups:
@@ -43,6 +49,11 @@ def step(handle: int, param_groups: list[dict[str, Any]]) -> None:
                 grads.append(param.grad)
             place += 1
     torch.ops.fusedstep.step(handle, places, params, grads)
+
+
+@torch.compiler.disable(reason="fusedstep updates distributed tensors outside of graphs")
+def _step_outside(handle: int) -> None:
+    _optimizers[handle]._advance()
 
 
 @torch.library.impl(_library, "step", "CompositeExplicitAutograd")

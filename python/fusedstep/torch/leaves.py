@@ -21,10 +21,17 @@ def is_dtensor(tensor: Any) -> bool:
     return module is not None and isinstance(tensor, module.DTensor)
 
 
+def is_flat(param: Any) -> bool:
+    """A flat parameter of FullyShardedDataParallel (FSDP1), or a part of one."""
+    return bool(getattr(param, "_fsdp_flattened", False))
+
+
 def memory_of(tensor: Any) -> Any:
     """The plain real tensor that holds the (local) elements of a parameter, gradient or state."""
     if is_dtensor(tensor):
         tensor = tensor.to_local()
+        if hasattr(tensor, "trigger_wait"):  # still on its way from other processes
+            tensor = tensor.trigger_wait()
     if tensor.is_complex():
         return torch.view_as_real(tensor.resolve_conj().resolve_neg())
     return tensor
@@ -46,6 +53,16 @@ def zeros_like(param: Any, name: str | None = None) -> Any:
     )
 
 
+def check_spread(param: Any, name: str, buffer: Any) -> None:
+    """A state is distributed, or not, like its parameter."""
+    if is_dtensor(param) != is_dtensor(buffer):
+        raise ValueError(
+            f"state: {name} is {'whole' if is_dtensor(param) else 'distributed'}, unlike its "
+            "parameter; get_optimizer_state_dict and set_optimizer_state_dict of "
+            "torch.distributed.checkpoint.state_dict gather and distribute"
+        )
+
+
 def _form(memory: Any) -> tuple[Any, ...]:
     """What may not change under a registered tensor."""
     strides = memory.stride() if memory.layout is torch.strided else memory.layout
@@ -65,6 +82,7 @@ def fitted(param: Any, name: str, buffer: Any) -> Any:
         raise ValueError(
             f"state: {name} has shape {tuple(buffer.shape)}, its parameter {tuple(param.shape)}"
         )
+    check_spread(param, name, buffer)
     made = zeros_like(param)
     widened = made.dtype == torch.float64 and buffer.dtype != torch.float64
     if not widened and buffer.stride() == made.stride():
@@ -85,14 +103,13 @@ class Leaf:
 
     Attributes:
         param: The parameter.
+        name: Where it stands in the groups, as messages say it.
         target: The tensor that is registered with the core and updated by it.
         wrapped: State buffers as `Optimizer.state` shows them, by torch's names.
-        name: Where the parameter stands in the groups, as messages say it.
     """
 
-    name: str
-
     direct = False  # the core may read `param` and `param.grad` by itself
+    name = ""
 
     def __init__(self, param: Any) -> None:
         self.param = param
@@ -107,12 +124,22 @@ class Leaf:
             current.data_ptr() != self.target.data_ptr() or _form(current) != _form(self.target)
         )
 
+    @property
+    def sharded(self) -> bool:
+        """Other processes hold the rest of the parameter."""
+        return is_dtensor(self.param) or is_flat(self.param)
+
     def gradient(self, given: Mapping[int, Any] | None) -> Any:
         """The parameter's gradient, or the one given by its id, shaped like `target`; or None."""
         grad = self.param.grad if given is None else given.get(id(self.param))
         if grad is None:
             return None
         if is_dtensor(grad) and grad.placements != self.param.placements:
+            if grad.device_mesh != self.param.device_mesh:
+                raise ValueError(
+                    f"{self.name}.grad is on another device mesh than its parameter; "
+                    "redistribute it"
+                )
             grad = grad.redistribute(placements=self.param.placements)  # partial sums, say
         return memory_of(grad)
 
@@ -207,7 +234,11 @@ class Master(Leaf):
         self.master.copy_(param)
         self.target = memory_of(self.master)
         self.wrapped[MASTER] = self.master
-        self._version = param._version
+        self._version = self._current_versions()
+
+    def _current_versions(self) -> tuple[int, int]:
+        """Of the parameter; and of its shard, which checkpoints are loaded into."""
+        return self.param._version, self._memory._version
 
     def restart(self, master: Any) -> None:
         """Goes on from a master that stands in a state; None: from the parameter."""
@@ -227,21 +258,31 @@ class Master(Leaf):
     def refresh(self) -> None:
         """Takes over what others wrote: where the parameter is not its rounded master any more."""
         self._memory = memory_of(self.param)
-        if self.param._version == self._version:
+        if self._current_versions() == self._version:
             return
         rounded = self.target.to(self._memory.dtype)
         self.target.copy_(torch.where(rounded == self._memory, self.target, self._memory.float()))
-        self._version = self.param._version
+        self._version = self._current_versions()
 
     def written(self) -> None:
         """The core has told autograd, of the tensor it wrote."""
         if self._memory is not self.param:
             torch.autograd.graph.increment_version(self.param)
-        self._version = self.param._version
+        self._version = self._current_versions()
 
 
 def make_leaf(param: Any, name: str, master: bool) -> Leaf:
     """The leaf of a parameter that messages call `name`; `master`: a 16-bit one gets a master."""
+    if is_dtensor(param) and any(placement.is_partial() for placement in param.placements):
+        raise ValueError(
+            f"{name} is a partial sum: no process holds its elements; redistribute it first"
+        )
+    leaf = _make_leaf(param, name, master)
+    leaf.name = name
+    return leaf
+
+
+def _make_leaf(param: Any, name: str, master: bool) -> Leaf:
     if param.layout is not torch.strided:
         layout = str(param.layout).removeprefix("torch.")
         raise TypeError(
@@ -266,4 +307,4 @@ def make_leaf(param: Any, name: str, master: bool) -> Leaf:
         return Strided(param)
     if master and half:
         return Master(param)
-    return Direct(param) if memory is param else Leaf(param)
+    return Direct(param) if memory is param and not is_flat(param) else Leaf(param)
