@@ -244,7 +244,7 @@ class Master(Leaf):
         """Goes on from a master that stands in a state; None: from the parameter."""
         if master is not self.master:
             self.master.copy_(self.param if master is None else master)
-            self._version = -1  # the parameter may hold something else
+            self._version = (-1, -1)  # the parameter may hold something else
 
     @property
     def stale(self) -> bool:
