@@ -93,11 +93,11 @@ class ExponentialDecayLR(Schedule):
         """The learning rate of step `t`."""
         passed = larger(t - self.transition_begin, 0)
         exponent = passed // self.decay_steps if self.staircase else passed / self.decay_steps
-        value = self.base_lr * power(self.decay_rate, exponent)
-        if self.end_value is not None:
-            limit = larger if self.decay_rate < 1.0 else smaller
-            value = limit(value, self.end_value)
-        return select(passed > 0, value, self.base_lr)
+        value = select(passed > 0, self.base_lr * power(self.decay_rate, exponent), self.base_lr)
+        if self.end_value is None:
+            return value
+        limit = larger if self.decay_rate < 1.0 else smaller
+        return limit(value, self.end_value)
 
 
 class InverseTimeDecayLR(Schedule):
