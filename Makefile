@@ -34,16 +34,28 @@ $(VENV)/group-%.stamp: pyproject.toml $(VENV)/pip.stamp
 	$(PIP) install --quiet --group $*
 	@touch $@
 
+# The oldest JAX that is supported, in a folder of its own: a newer one stands in .venv. The build
+# takes the headers of XLA's FFI from it.
+OLDEST_JAX := build/jax-oldest
+$(VENV)/jax-oldest.stamp: pyproject.toml $(VENV)/pip.stamp
+	@echo "# installing the oldest supported JAX, whose headers are compiled against"
+	$(PIP) install --quiet --no-deps --upgrade --target $(OLDEST_JAX) --group jax-oldest
+	@touch $@
+
+XLA_SETTINGS = --config-settings=cmake.define.FUSEDSTEP_XLA=ON \
+  --config-settings=cmake.define.FUSEDSTEP_XLA_INCLUDE=$(CURDIR)/$(OLDEST_JAX)/jaxlib/include
+
 # Without build isolation CMake keeps its build tree, so an edit compiles only what it changed.
-$(VENV)/fusedstep.stamp: $(SOURCES) $(VENV)/group-build.stamp
+$(VENV)/fusedstep.stamp: $(SOURCES) $(VENV)/group-build.stamp $(VENV)/jax-oldest.stamp
 	@echo "# building and installing fusedstep"
-	$(PIP) install --quiet --no-build-isolation \
+	$(PIP) install --quiet --no-build-isolation $(XLA_SETTINGS) \
 	  --config-settings=cmake.define.FUSEDSTEP_WERROR=$(FUSEDSTEP_WERROR) .
 	@touch $@
 
-$(VENV)/wheel.stamp: $(SOURCES) README.md LICENSE $(VENV)/group-build.stamp $(VENV)/group-wheel.stamp
+$(VENV)/wheel.stamp: $(SOURCES) README.md LICENSE $(VENV)/group-build.stamp $(VENV)/group-wheel.stamp \
+  $(VENV)/jax-oldest.stamp
 	rm -rf dist wheelhouse
-	$(PIP) wheel --quiet --no-build-isolation --no-deps --wheel-dir dist .
+	$(PIP) wheel --quiet --no-build-isolation $(XLA_SETTINGS) --no-deps --wheel-dir dist .
 	$(BIN)/auditwheel repair --wheel-dir wheelhouse dist/*.whl
 	@touch $@
 

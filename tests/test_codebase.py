@@ -57,6 +57,7 @@ def files_of(layer: str) -> Iterator[Path]:
         ("rules", {"core", "rules"}),
         ("cpu", {"core", "rules", "cpu"}),
         ("bindings", {"bindings", "core", "cpu"}),
+        ("xla", {"xla", "core"}),
     ],
 )
 def test_who_includes_whom(layer: str, allowed: set[str]) -> None:
@@ -92,6 +93,17 @@ def test_only_bindings_know_python_and_dlpack() -> None:
             assert not [n for n in angled if re.match(r"pybind11|Python\.h|dlpack|numpy", n)], (
                 path.name
             )
+
+
+def test_xla_and_python_meet_in_one_file_only() -> None:
+    """XLA's headers are in the layer of that name alone, which has no pybind11."""
+    for layer in ("core", "rules", "cpu", "bindings"):
+        for path in files_of(layer):
+            assert not [n for n in includes(path)[1] if n.startswith("xla/")], path.name
+    for path in files_of("xla"):
+        angled = includes(path)[1]
+        assert not [n for n in angled if n.startswith(("pybind11", "dlpack"))], path.name
+        assert "Python.h" not in angled or path.name == "module.cpp"
 
 
 def test_rules_are_named_only_by_themselves() -> None:
