@@ -23,7 +23,9 @@ class _Composite(LRScheduler):
 
     def _set_members(self, schedulers: Sequence[LRScheduler]) -> None:
         if not isinstance(schedulers, (list, tuple)) or not schedulers:
-            raise ValueError(f"schedulers: expected a list of at least one, got {shown(schedulers)}")
+            raise ValueError(
+                f"schedulers: expected a list of at least one, got {shown(schedulers)}"
+            )
         for index, scheduler in enumerate(schedulers):
             if not isinstance(scheduler, LRScheduler):
                 raise TypeError(

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _EPOCH = Count(0)
 
 
-class LRScheduler(Node):
+class LRScheduler(Node):  # type: ignore[misc]
     """A learning rate that depends on the epoch; a scheduler is a subclass with `get_lr`.
 
     Epochs count from 0. Nothing but `step()` moves on: an optimizer's step only reads. `step()` may

@@ -1,4 +1,4 @@
-"""Schedules whose values braintools defines otherwise than PyTorch, and so `fusedstep.schedules`."""
+"""Schedules whose values braintools defines otherwise than PyTorch and `fusedstep.schedules`."""
 
 from __future__ import annotations
 
@@ -52,5 +52,3 @@ class Plateau(schedules.ReduceLROnPlateau):
 
     def _best(self, old: float, new: float, cools: bool) -> float:
         return select(cools, old, new)
-
-

@@ -1,8 +1,7 @@
-"""brainstate states as a tree: taken apart at registration, and gradients found by the same paths."""
+"""brainstate states in a tree: found at registration, and gradients by the same paths."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -115,5 +114,3 @@ def _check_units(name: str, value: Tree, grad: Tree) -> None:
         f"grads[{name!r}]: expected the unit of the weight, {pairs[0][0]}, got {pairs[0][1]}; "
         "brainstate.transform.grad gives such gradients of a loss without a unit"
     )
-
-

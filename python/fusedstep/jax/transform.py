@@ -43,6 +43,11 @@ class Transform:
         return f"<fusedstep.jax transform {self._name}>"
 
     @property
+    def options(self) -> Options:
+        """The hyper-parameters."""
+        return self._options
+
+    @property
     def slots(self) -> tuple[str, ...]:
         """Names of the state buffers."""
         return self._options.slots
@@ -143,6 +148,8 @@ class Transform:
         self, leaves: Leaves, grads: list[Array | None], grad_norm: Any, specs: Tree | None
     ) -> calls.Measured:
         """The norms of this step, as far as anything asks for them."""
+        if isinstance(grad_norm, calls.Measured):  # by who steps several transforms together
+            return grad_norm
         given = given_norm_operand(grad_norm)
         per_array = self._options.grad_clip_scope == "array" and self._options.measures
         if given is not None and per_array:
