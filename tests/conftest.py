@@ -11,7 +11,7 @@ import hypothesis
 import pytest
 from fusedstep import _core
 
-FRAMEWORKS = ("torch", "jax")
+FRAMEWORKS = ("torch", "jax", "braintools")
 LEFT_OUT = "framework test left out"
 REQUIRED = os.environ.get("FUSEDSTEP_REQUIRE_FRAMEWORKS") == "1"
 

@@ -6,6 +6,7 @@ Classes, arguments and trajectories are those of `braintools.optim` 0.3; where t
 
 from __future__ import annotations
 
+import sys
 from typing import NoReturn
 
 import fusedstep.jax  # noqa: F401  # says what is missing if JAX cannot run the handlers
@@ -48,6 +49,9 @@ from fusedstep.braintools.optimizers import (
 from fusedstep.braintools.scheduler import LRScheduler
 from fusedstep.braintools.values import OptimState
 
+# braintools' users write `braintools.optim.Adam`: `from fusedstep import braintools` suffices.
+optim = sys.modules[__name__]
+
 __all__ = [
     "SGD",
     "Adam",
@@ -76,6 +80,7 @@ __all__ = [
     "StepLR",
     "WarmupCosineSchedule",
     "WarmupScheduler",
+    "optim",
 ]
 
 # What braintools.optim has besides.
