@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from fusedstep.jax import calls
+from fusedstep.jax.donation import in_order_of_arguments
 from fusedstep.jax.state import Array, State, Tree
 from fusedstep.jax.trees import PARAM_DTYPES, Leaves, leaves_of, matched
 
@@ -129,8 +130,8 @@ class ShardedTransform:
             (grad_specs, state_specs, specs, PartitionSpec()),
             (specs, state_specs),
         )
-        result: tuple[Tree, State] = mapped(grads, state, params, traced)
-        return result
+        new_params, new_state = mapped(grads, state, params, traced)
+        return in_order_of_arguments(ShardedTransform.step, new_params, new_state)
 
 
 def check_specs(specs: Tree) -> None:

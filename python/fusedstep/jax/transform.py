@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fusedstep.jax import calls
+from fusedstep.jax.donation import in_order_of_arguments
 from fusedstep.jax.options import Options, given_norm_operand
 from fusedstep.jax.sharding import ShardedTransform, axes_of, check_specs, measure
 from fusedstep.jax.state import Array, State, Tree
@@ -142,7 +143,8 @@ class Transform:
             leaves.form.unflatten(_replaced(old, present, new))
             for old, new in zip([leaves.arrays, *buffers], [updated[0], *updated[1]], strict=True)
         )
-        return new_params, _state_after(state, settled, dict(zip(self.slots, trees, strict=True)))
+        new_state = _state_after(state, settled, dict(zip(self.slots, trees, strict=True)))
+        return in_order_of_arguments(Transform.step, new_params, new_state)
 
     def _measure(
         self, leaves: Leaves, grads: list[Array | None], grad_norm: Any, specs: Tree | None
