@@ -70,3 +70,11 @@ def assert_same(got: Sequence[Any], expected: Sequence[Any], rtol: float, atol: 
             np.testing.assert_allclose(
                 mine[key], oracle[key], rtol=rtol, atol=atol, err_msg=f"{key} after step {t}"
             )
+
+
+def state(*numbers: float) -> Any:
+    return brainstate.ParamState(array(*numbers))
+
+
+def array(*numbers: float) -> Any:
+    return jax.numpy.asarray(numbers, np.float32)

@@ -231,7 +231,7 @@ class Optimizer(Node):  # type: ignore[misc]
             for group, own in zip(self._groups, values, strict=True)
         ]
         states = [state.value for state in self._opt_states()]
-        values, states = self._compiled(gradients, states, values, self._lrs())
+        states, values = self._compiled(gradients, states, values, self._lrs())
         for own in values:
             for name, value in own.items():
                 self.param_states[name].value = value
@@ -422,8 +422,12 @@ def values_of(group: Group, states: Mapping[str, Any]) -> dict[str, Tree]:
 
 def stepped(
     transforms: list[Transform], grads: Trees, states: list[State], values: Trees, lrs: list[Any]
-) -> tuple[Trees, list[State]]:
-    """One step of all groups, whose gradients have one norm together."""
+) -> tuple[list[State], Trees]:
+    """One step of all groups, whose gradients have one norm together.
+
+    States come before values in what goes in and in what comes out: XLA gives the memory of donated
+    arguments to results of the same size in this order.
+    """
     asking = [_asks_for_all(transform) for transform in transforms]
     joint = _norm_of_all(values, grads) if len(transforms) > 1 and any(asking) else None
     norms = [joint if asks else None for asks in asking]
@@ -433,7 +437,7 @@ def stepped(
             transforms, zip(grads, states, values, strict=True), lrs, norms, strict=True
         )
     ]
-    return [value for value, _ in results], [state for _, state in results]
+    return [state for _, state in results], [value for value, _ in results]
 
 
 def _asks_for_all(transform: Transform) -> bool:
