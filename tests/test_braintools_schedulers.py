@@ -56,9 +56,11 @@ SCHEDULERS: dict[str, Callable[[Any], Any]] = {
 }  # fmt: skip
 
 
-def sequence(scheduler: Any, epochs: int = EPOCHS) -> Any:
+def sequence(scheduler: Any, epochs: int = 0) -> Any:
+    """The rates of all groups; 18 epochs of braintools' SequentialLR take 4 s to compile."""
+    slow = type(scheduler) is bs.theirs.SequentialLR
     rows = []
-    for _ in range(epochs):
+    for _ in range(epochs or (18 if slow else EPOCHS)):
         rows.append([float(lr) for lr in scheduler.get_last_lr()])
         scheduler.step()
     return np.array(rows)
@@ -66,17 +68,17 @@ def sequence(scheduler: Any, epochs: int = EPOCHS) -> Any:
 
 @pytest.mark.parametrize("make", SCHEDULERS.values(), ids=SCHEDULERS)
 def test_rates(make: Callable[[Any], Any]) -> None:
-    np.testing.assert_allclose(
-        sequence(make(bs.ours)), sequence(make(bs.theirs)), rtol=RTOL, atol=1e-8
-    )
+    theirs = sequence(make(bs.theirs))
+    np.testing.assert_allclose(sequence(make(bs.ours), len(theirs)), theirs, rtol=RTOL, atol=1e-8)
 
 
-@pytest.mark.parametrize("make", SCHEDULERS.values(), ids=SCHEDULERS)
-def test_rates_in_float64(make: Callable[[Any], Any]) -> None:
-    """With x64 braintools' are in float64, except where an int32 epoch is divided."""
+@pytest.mark.parametrize("name", [name for name in SCHEDULERS if name != "sequence"])
+def test_rates_in_float64(name: str) -> None:
+    """With x64 braintools' are in float64."""
     with bs.precision(np.float64):
-        theirs = sequence(make(bs.theirs))
-        np.testing.assert_allclose(sequence(make(bs.ours)), theirs, rtol=1e-12, atol=1e-16)
+        theirs = sequence(SCHEDULERS[name](bs.theirs))
+        mine = sequence(SCHEDULERS[name](bs.ours))
+    np.testing.assert_allclose(mine, theirs, rtol=1e-12, atol=1e-16)
 
 
 @pytest.mark.parametrize("make", SCHEDULERS.values(), ids=SCHEDULERS)

@@ -107,6 +107,12 @@ class SequentialLR(_Composite):
         self, schedulers: Sequence[LRScheduler], milestones: Sequence[int], last_epoch: int = 0
     ) -> None:
         self._set_members(schedulers)
+        for index, scheduler in enumerate(schedulers):
+            if len(scheduler.base_lrs) not in {1, len(schedulers[0].base_lrs)}:
+                raise ValueError(
+                    f"schedulers[{index}]: expected one base_lr or as many as the first one has, "
+                    f"{len(schedulers[0].base_lrs)}, got {len(scheduler.base_lrs)}"
+                )
         self.milestones = increasing("milestones", milestones, low=1)
         if len(self.milestones) != len(schedulers) - 1:
             raise ValueError(
@@ -116,6 +122,15 @@ class SequentialLR(_Composite):
         super().__init__(schedulers[0].base_lrs, last_epoch)
         self._move_members()
         self._refresh()
+
+    def add_group(self, base_lr: float | None) -> int:
+        """Adds a further param group's rate, to the members in the proportion of their rates."""
+        for scheduler in self.schedulers:
+            while len(scheduler.base_lrs) < len(self.base_lrs):
+                scheduler.add_group(None)
+            ratio = scheduler.base_lrs[0] / self.base_lrs[0] if self.base_lrs[0] else 1.0
+            scheduler.add_group(None if base_lr is None else base_lr * ratio)
+        return super().add_group(base_lr)
 
     @property
     def current_scheduler_idx(self) -> int:
