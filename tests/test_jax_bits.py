@@ -81,7 +81,8 @@ def test_gradients_of_another_dtype(dtype: str, grad_dtype: str) -> None:
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_float64_under_x64(name: str, x64: None) -> None:
+@pytest.mark.usefixtures("x64")
+def test_float64_under_x64(name: str) -> None:
     state = compare(name, {"lr": 0.1, "grad_clip_norm": 1.0}, dtype="float64")
     assert state.grad_norm.dtype == np.float64
 
@@ -90,14 +91,16 @@ def test_float64_under_x64(name: str, x64: None) -> None:
     ("dtype", "grad_dtype"),
     [("float64", "float32"), ("float32", "float64"), ("bfloat16", "float64")],
 )
-def test_mixed_float64_under_x64(dtype: str, grad_dtype: str, x64: None) -> None:
+@pytest.mark.usefixtures("x64")
+def test_mixed_float64_under_x64(dtype: str, grad_dtype: str) -> None:
     options = {"lr": 0.1, "grad_clip_norm": 1.0}
     compare("nesterov", options, dtype=dtype, grad_dtype=grad_dtype)
 
 
 @pytest.mark.parametrize("scale", [1e-170, 1e170])
 @pytest.mark.parametrize("scope", ["all", "array"])
-def test_norms_whose_squares_leave_float64(scale: float, scope: str, x64: None) -> None:
+@pytest.mark.usefixtures("x64")
+def test_norms_whose_squares_leave_float64(scale: float, scope: str) -> None:
     options = {"lr": 0.1, "grad_clip_norm": 1.0, "grad_clip_scope": scope}
     state = compare("nesterov", options, dtype="float64", scale=scale)
     assert 0 < float(state.grad_norm) < math.inf
@@ -118,13 +121,15 @@ def test_many_parameters_in_many_calls() -> None:
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
-def test_any_number_of_threads(count: int, threads: None) -> None:
+@pytest.mark.usefixtures("threads")
+def test_any_number_of_threads(count: int) -> None:
     fs.set_num_threads(count)
     shapes = ((300_001,), (5,), (70_000,))
     compare("nesterov", {"lr": 0.1, "grad_clip_norm": 1.0}, shapes=shapes, steps=2)
 
 
-def test_every_instruction_set(isa: str) -> None:
+@pytest.mark.usefixtures("isa")
+def test_every_instruction_set() -> None:
     compare("nadam", {"lr": 0.1, "grad_clip_norm": 1.0}, steps=2)
 
 
@@ -149,7 +154,8 @@ def test_denormals_are_kept_although_xla_flushes_them(name: str) -> None:
     assert any(np.any((np.abs(x) < 1.2e-38) & (x != 0)) for x in kept)
 
 
-def test_a_denormal_norm_survives(x64: None) -> None:
+@pytest.mark.usefixtures("x64")
+def test_a_denormal_norm_survives() -> None:
     """The norm, the clip coefficient and a traced learning rate are float64 outside the kernels."""
     params = [np.ones(3)]
     grads = [np.full(3, 5e-324)]
