@@ -102,7 +102,10 @@ Decision decide(const Row& row, double skip_norm, const Norms& norms, bool judge
   outcome.norms = scaled.data();
   outcome.clip_coefs = &decision.clip_coef;
   outcome.norm = unknown;
-  if (norms.joined.empty()) return decision;  // a tree without leaves
+  if (norms.joined.empty()) {  // each of no arrays
+    decision.norm = norms.known ? 0.0 : unknown;
+    return decision;
+  }
   run(call, outcome);
   decision.norm = outcome.norm;
   decision.skipped = outcome.skipped;

@@ -28,7 +28,8 @@ def _wrapped(text: str, indent: str) -> str:
     return "\n".join(lines)
 
 
-def _arguments(hypers: tuple[Hyperparameter, ...], indent: str) -> str:
+def arguments(hypers: tuple[Hyperparameter, ...], indent: str) -> str:
+    """The lines of a docstring's `Args:`."""
     return "\n".join(_wrapped(f"{hyper.name}: {hyper.doc}", indent) for hyper in hypers)
 
 
@@ -37,10 +38,10 @@ def class_docstring(text: str, hypers: tuple[Hyperparameter, ...]) -> str:
     found = re.search(rf"^( *){re.escape(PLACEHOLDER)}$", text, re.MULTILINE)
     if found is None:
         return text
-    return text[: found.start()] + _arguments(hypers, found[1]) + text[found.end() :]
+    return text[: found.start()] + arguments(hypers, found[1]) + text[found.end() :]
 
 
-def _sections(text: str) -> dict[str, str]:
+def sections(text: str) -> dict[str, str]:
     """The parts of a Google-style docstring by title; what comes before the first one is ''."""
     parts = re.split(r"^([A-Z]\w*):\n", inspect.cleandoc(text), flags=re.MULTILINE)
     return {"": parts[0]} | dict(zip(parts[1::2], parts[2::2], strict=True))
@@ -81,7 +82,7 @@ _SLOT = """\
 
 def function_docstring(optimizer: type[Optimizer]) -> str:
     """The docstring of the functional step, from that of the class."""
-    declaration, parts = optimizer.declaration, _sections(optimizer.__doc__ or "")
+    declaration, parts = optimizer.declaration, sections(optimizer.__doc__ or "")
     formula = parts[""].partition(".. math::")[2].strip("\n")
     slots, scalars = declaration.function_slots, scalars_of(declaration)
     by_rule = [_core.rules()[rule]["slots"] for rule in declaration.function_rules]
@@ -96,8 +97,8 @@ def function_docstring(optimizer: type[Optimizer]) -> str:
             _SLOT.format(slot=slot, when=" where its form keeps one" if slot in optional else "")
             for slot in slots
         ),
-        scalars="".join(f"{_arguments((scalar,), '    ')}\n" for scalar in scalars),
-        hypers=_arguments(declaration.of_function(), "    "),
+        scalars="".join(f"{arguments((scalar,), '    ')}\n" for scalar in scalars),
+        hypers=arguments(declaration.of_function(), "    "),
         state=f" (`{'`, `'.join(state)}`)" if state else " (empty: the rule keeps none)",
         rest="\n".join(rest),
     )

@@ -11,14 +11,10 @@ from typing import Any
 
 from fusedstep.adaptive import Adam, AdamW, NAdam, RMSprop
 from fusedstep.base import Optimizer
+from fusedstep.jax.docs import docstring, name_of
 from fusedstep.jax.options import Options
 from fusedstep.jax.transform import Transform
 from fusedstep.optimizers import SGD, Momentum, MomentumNesterov
-
-
-def name_of(kind: type[Optimizer]) -> str:
-    """`nesterov`, of the class whose function is `fused_nesterov_step`."""
-    return kind.declaration.function.removeprefix("fused_").removesuffix("_step")
 
 
 def _signature(kind: type[Optimizer]) -> inspect.Signature:
@@ -46,11 +42,6 @@ def _constructor(kind: type[Optimizer]) -> Callable[..., Transform]:
     construct.__doc__ = docstring(kind)
     construct.__signature__ = signature  # type: ignore[attr-defined]
     return construct
-
-
-def docstring(kind: type[Optimizer]) -> str:
-    """What a constructor says of itself."""
-    return f"`{kind.declaration.class_name}` as a transform of pytrees."
 
 
 sgd = _constructor(SGD)

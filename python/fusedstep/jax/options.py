@@ -179,7 +179,9 @@ class Options:
     def first_lr(self) -> Any:
         """The learning rate of the first step."""
         lr = self._varying.get("lr", self._static["lr"])
-        return lr(jnp.int32(0)) if callable(lr) and not is_traced(lr) else lr
+        if callable(lr) and not is_traced(lr):
+            lr = _checked("lr", lr_range, _plain(lr(jnp.int32(0))))
+        return as_operand("lr", lr) if is_traced(lr) else lr
 
 
 def _rule_of(index: int) -> tuple[tuple[str, ...], tuple[str, ...], bool]:
