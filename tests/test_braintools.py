@@ -159,6 +159,8 @@ def test_arguments_are_those_of_braintools(name: str) -> None:
         assert (ours.name, ours.default, ours.kind) == (theirs.name, theirs.default, theirs.kind)
     assert len(mine) >= len(their)
     assert all(p.kind in {p.KEYWORD_ONLY, p.VAR_KEYWORD} for p in mine[len(their) :])
+    shown = inspect.signature(getattr(bs.ours, name))  # what `help` says
+    assert list(shown.parameters.values()) == mine[1:] or name == "LRScheduler"
 
 
 def test_every_public_name_of_braintools_is_there_or_refused_by_name() -> None:

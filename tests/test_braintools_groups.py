@@ -197,6 +197,16 @@ def test_live_rates() -> None:
     assert list(second["params"]) == ["c", "d", "e"]
 
 
+def test_a_scheduler_of_two_optimizers() -> None:
+    """Both follow it, as in braintools; a group that is added to one does not concern the other."""
+    scheduler = bs.ours.StepLR(0.4, 1, 0.5)
+    first, second = (
+        grouped(bs.ours, lambda m: m.SGD(scheduler), **g)[0] for g in ({"lr": 0.1}, {})
+    )
+    assert [rates(o, 1)[0] for o in (first, second)] == [[0.4, 0.1], [0.2, 0.05]]
+    assert scheduler.optimizer is second
+
+
 def test_another_scheduler() -> None:
     """`lr_scheduler` can be replaced; groups keep the rates that they were given."""
     optimizer, _ = grouped(bs.ours, lambda m: m.SGD(0.5), lr=0.25)

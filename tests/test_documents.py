@@ -28,10 +28,20 @@ MODULES = [
     for _, name, _ in pkgutil.walk_packages(fs.__path__, "fusedstep.")
     if "__main__" not in name
 ]
+# What modules and the examples of some pages need beside NumPy.
+NEEDED = {"jax": "jax", "braintools": "brainstate"}
+
+
+def leave_out(name: str) -> None:
+    """Skips the test of a module or page whose framework is missing."""
+    needed = NEEDED.get(name)
+    if needed and not installed(needed) and not REQUIRED:
+        pytest.skip(f"{LEFT_OUT}: {needed} is not installed")
 
 
 @pytest.mark.parametrize("name", ["fusedstep", *MODULES])
 def test_docstrings(name: str) -> None:
+    leave_out(name.partition(".")[2].split(".")[0])
     module = importlib.import_module(name)
     finder = doctest.DocTestFinder(exclude_empty=True)
     names = {"np": np, "fs": fs, **vars(fs)}
@@ -53,16 +63,10 @@ def test_optimizers_and_functions_have_examples() -> None:
             assert any(test.examples for test in finder.find(member, name)), name
 
 
-# What the examples of some pages need beside NumPy.
-NEEDED = {"braintools": "brainstate"}
-
-
 @pytest.mark.parametrize("page", PAGES, ids=[page.stem for page in PAGES])
 def test_pages(page: Path) -> None:
     """All `>>>` blocks of a page, one after the other, in one namespace."""
-    needed = NEEDED.get(page.stem)
-    if needed and not installed(needed) and not REQUIRED:
-        pytest.skip(f"{LEFT_OUT}: {needed} is not installed")
+    leave_out(page.stem)
     text = re.sub(r"^```.*$", "", page.read_text(), flags=re.MULTILINE)
     examples = doctest.DocTestParser().get_doctest(text, {}, page.stem, page.name, 0)
     runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE)

@@ -30,7 +30,20 @@ class _Formula(LRScheduler):
 
 
 class ConstantLR(_Formula):
-    """`factor * base_lr` for the first `total_iters` epochs, then `base_lr`."""
+    """`factor * base_lr` for the first `total_iters` epochs, then `base_lr`.
+
+    Constants and formula are those of `fusedstep.ConstantLR`.
+
+    Example:
+        >>> import fusedstep.braintools as optim
+        >>> scheduler = optim.ConstantLR(base_lr=0.5, factor=0.5, total_iters=1)
+        >>> rates = []
+        >>> for epoch in range(3):
+        ...     rates.append(round(scheduler.get_last_lr()[0], 6))
+        ...     scheduler.step()
+        >>> rates
+        [0.25, 0.5, 0.5]
+    """
 
     def __init__(
         self,
@@ -47,7 +60,20 @@ class ConstantLR(_Formula):
 
 
 class StepLR(_Formula):
-    """`base_lr`, multiplied by `gamma` after every `step_size` epochs."""
+    """`base_lr`, multiplied by `gamma` after every `step_size` epochs.
+
+    Constants and formula are those of `fusedstep.StepLR`.
+
+    Example:
+        >>> import fusedstep.braintools as optim
+        >>> scheduler = optim.StepLR(base_lr=0.5, step_size=2, gamma=0.5)
+        >>> rates = []
+        >>> for epoch in range(3):
+        ...     rates.append(round(scheduler.get_last_lr()[0], 6))
+        ...     scheduler.step()
+        >>> rates
+        [0.5, 0.5, 0.25]
+    """
 
     def __init__(
         self,
@@ -64,7 +90,20 @@ class StepLR(_Formula):
 
 
 class MultiStepLR(_Formula):
-    """`base_lr`, multiplied by `gamma` at each of the milestones, which are sorted."""
+    """`base_lr`, multiplied by `gamma` at each of the milestones, which are sorted.
+
+    Constants and formula are those of `fusedstep.MultiStepLR`.
+
+    Example:
+        >>> import fusedstep.braintools as optim
+        >>> scheduler = optim.MultiStepLR(base_lr=0.5, milestones=[2, 1], gamma=0.5)
+        >>> rates = []
+        >>> for epoch in range(3):
+        ...     rates.append(round(scheduler.get_last_lr()[0], 6))
+        ...     scheduler.step()
+        >>> rates
+        [0.5, 0.25, 0.125]
+    """
 
     def __init__(
         self,
@@ -81,7 +120,20 @@ class MultiStepLR(_Formula):
 
 
 class ExponentialLR(_Formula):
-    """`base_lr`, multiplied by `gamma` after every epoch."""
+    """`base_lr`, multiplied by `gamma` after every epoch.
+
+    Constants and formula are those of `fusedstep.ExponentialLR`.
+
+    Example:
+        >>> import fusedstep.braintools as optim
+        >>> scheduler = optim.ExponentialLR(base_lr=0.5, gamma=0.5)
+        >>> rates = []
+        >>> for epoch in range(3):
+        ...     rates.append(round(scheduler.get_last_lr()[0], 6))
+        ...     scheduler.step()
+        >>> rates
+        [0.5, 0.25, 0.125]
+    """
 
     def __init__(
         self,
@@ -97,7 +149,20 @@ class ExponentialLR(_Formula):
 
 
 class ExponentialDecayLR(_Formula):
-    """`base_lr * decay_rate ** (t / decay_steps)`, not before `transition_begin`."""
+    """`base_lr * decay_rate ** (t / decay_steps)`, not before `transition_begin`.
+
+    Constants and formula are those of `fusedstep.ExponentialDecayLR`.
+
+    Example:
+        >>> import fusedstep.braintools as optim
+        >>> scheduler = optim.ExponentialDecayLR(base_lr=0.5, decay_steps=1, decay_rate=0.5)
+        >>> rates = []
+        >>> for epoch in range(3):
+        ...     rates.append(round(scheduler.get_last_lr()[0], 6))
+        ...     scheduler.step()
+        >>> rates
+        [0.5, 0.25, 0.125]
+    """
 
     def __init__(
         self,
@@ -129,6 +194,16 @@ class CosineAnnealingLR(_Formula):
     """Half a cosine from `base_lr` to `eta_min` within `T_max` epochs, where it stays.
 
     (`fusedstep.CosineAnnealingLR` rises again after `T_max`, as PyTorch's does.)
+
+    Example:
+        >>> import fusedstep.braintools as optim
+        >>> scheduler = optim.CosineAnnealingLR(base_lr=0.5, T_max=1)
+        >>> rates = []
+        >>> for epoch in range(3):
+        ...     rates.append(round(scheduler.get_last_lr()[0], 6))
+        ...     scheduler.step()
+        >>> rates
+        [0.5, 0.0, 0.0]
     """
 
     def __init__(
@@ -150,6 +225,18 @@ class CosineAnnealingWarmRestarts(_Formula):
 
     The place in a run follows from the epoch; braintools counts it on its own and starts a
     scheduler with `last_epoch` at the beginning of a run.
+
+    Constants and formula are those of `fusedstep.CosineAnnealingWarmRestarts`.
+
+    Example:
+        >>> import fusedstep.braintools as optim
+        >>> scheduler = optim.CosineAnnealingWarmRestarts(base_lr=0.5, T_0=1, T_mult=4)
+        >>> rates = []
+        >>> for epoch in range(3):
+        ...     rates.append(round(scheduler.get_last_lr()[0], 6))
+        ...     scheduler.step()
+        >>> rates
+        [0.5, 0.5, 0.426777]
     """
 
     def __init__(
@@ -170,7 +257,20 @@ class CosineAnnealingWarmRestarts(_Formula):
 
 
 class PolynomialLR(_Formula):
-    """`base_lr * (1 - t / total_iters) ** power`, and 0 from epoch `total_iters` on."""
+    """`base_lr * (1 - t / total_iters) ** power`, and 0 from epoch `total_iters` on.
+
+    Constants and formula are those of `fusedstep.PolynomialLR`.
+
+    Example:
+        >>> import fusedstep.braintools as optim
+        >>> scheduler = optim.PolynomialLR(base_lr=0.5, total_iters=2)
+        >>> rates = []
+        >>> for epoch in range(3):
+        ...     rates.append(round(scheduler.get_last_lr()[0], 6))
+        ...     scheduler.step()
+        >>> rates
+        [0.5, 0.25, 0.0]
+    """
 
     def __init__(
         self,
@@ -187,7 +287,20 @@ class PolynomialLR(_Formula):
 
 
 class LinearLR(_Formula):
-    """`base_lr` times a factor that goes straight from `start_factor` to `end_factor`."""
+    """`base_lr` times a factor that goes straight from `start_factor` to `end_factor`.
+
+    Constants and formula are those of `fusedstep.LinearLR`.
+
+    Example:
+        >>> import fusedstep.braintools as optim
+        >>> scheduler = optim.LinearLR(base_lr=0.5, start_factor=0.5, total_iters=1)
+        >>> rates = []
+        >>> for epoch in range(3):
+        ...     rates.append(round(scheduler.get_last_lr()[0], 6))
+        ...     scheduler.step()
+        >>> rates
+        [0.25, 0.5, 0.5]
+    """
 
     def __init__(
         self,
@@ -208,7 +321,20 @@ class LinearLR(_Formula):
 
 
 class WarmupScheduler(_Formula):
-    """Straight from `warmup_start_lr` to `base_lr` within `warmup_epochs`, and stays."""
+    """Straight from `warmup_start_lr` to `base_lr` within `warmup_epochs`, and stays.
+
+    Constants and formula are those of `fusedstep.WarmupScheduler`.
+
+    Example:
+        >>> import fusedstep.braintools as optim
+        >>> scheduler = optim.WarmupScheduler(base_lr=0.5, warmup_epochs=2)
+        >>> rates = []
+        >>> for epoch in range(3):
+        ...     rates.append(round(scheduler.get_last_lr()[0], 6))
+        ...     scheduler.step()
+        >>> rates
+        [0.0, 0.25, 0.5]
+    """
 
     def __init__(
         self,
@@ -227,7 +353,20 @@ class WarmupScheduler(_Formula):
 
 
 class WarmupCosineSchedule(_Formula):
-    """Straight up to `base_lr` within `warmup_steps`, half a cosine to `eta_min`, and stays."""
+    """Straight up to `base_lr` within `warmup_steps`, half a cosine to `eta_min`, and stays.
+
+    Constants and formula are those of `fusedstep.WarmupCosineSchedule`.
+
+    Example:
+        >>> import fusedstep.braintools as optim
+        >>> scheduler = optim.WarmupCosineSchedule(base_lr=0.5, warmup_steps=1, total_steps=2)
+        >>> rates = []
+        >>> for epoch in range(3):
+        ...     rates.append(round(scheduler.get_last_lr()[0], 6))
+        ...     scheduler.step()
+        >>> rates
+        [0.0, 0.5, 0.0]
+    """
 
     def __init__(
         self,
@@ -256,6 +395,18 @@ class PiecewiseConstantSchedule(_Formula):
     """The first of `values`, the second from the first boundary on, and so forth.
 
     The values are absolute: `base_lr` does not enter them, and all groups have the same.
+
+    Constants and formula are those of `fusedstep.PiecewiseConstantSchedule`.
+
+    Example:
+        >>> import fusedstep.braintools as optim
+        >>> scheduler = optim.PiecewiseConstantSchedule(boundaries=[1, 2], values=[0.5, 1.0, 0.1])
+        >>> rates = []
+        >>> for epoch in range(3):
+        ...     rates.append(round(scheduler.get_last_lr()[0], 6))
+        ...     scheduler.step()
+        >>> rates
+        [0.5, 1.0, 0.1]
     """
 
     def __init__(
@@ -278,6 +429,18 @@ class CyclicLR(_Formula):
 
     `step_size_down` is respected (braintools measures both halves by `step_size_up`). `max_lr` may
     be a list, one per group; its last element serves further groups.
+
+    Constants and formula are those of `fusedstep.CyclicLR`.
+
+    Example:
+        >>> import fusedstep.braintools as optim
+        >>> scheduler = optim.CyclicLR(base_lr=0.0, max_lr=1.0, step_size_up=2)
+        >>> rates = []
+        >>> for epoch in range(3):
+        ...     rates.append(round(scheduler.get_last_lr()[0], 6))
+        ...     scheduler.step()
+        >>> rates
+        [0.0, 0.5, 1.0]
     """
 
     def __init__(
@@ -316,6 +479,16 @@ class OneCycleLR(_Formula):
 
     The rise takes the share `pct_start` of the steps and is straight, whatever the strategy;
     `anneal_strategy` is the form of the fall. (`fusedstep.OneCycleLR` has PyTorch's values.)
+
+    Example:
+        >>> import fusedstep.braintools as optim
+        >>> scheduler = optim.OneCycleLR(max_lr=1.0, total_steps=4, pct_start=0.5)
+        >>> rates = []
+        >>> for epoch in range(3):
+        ...     rates.append(round(scheduler.get_last_lr()[0], 6))
+        ...     scheduler.step()
+        >>> rates
+        [0.04, 0.52, 1.0]
     """
 
     def __init__(

@@ -14,7 +14,13 @@ from brainstate.graph import Node
 from fusedstep.braintools import checkpoint
 from fusedstep.braintools.formulas import ConstantLR
 from fusedstep.braintools.scheduler import LRScheduler
-from fusedstep.braintools.values import LEARNING_RATE, OptimState, as_number, is_traced
+from fusedstep.braintools.values import (
+    LEARNING_RATE,
+    OptimState,
+    as_number,
+    is_traced,
+    show_signature,
+)
 from fusedstep.braintools.weights import Tree, Weight, gradient_at, weights_in
 from fusedstep.codegen import CALL_WIDE
 from fusedstep.hyperparameters import weight_decay_range
@@ -77,6 +83,10 @@ class Optimizer(Node):  # type: ignore[misc]
         step_count (OptimState): Steps applied so far.
         weight_decay, grad_clip_norm, grad_clip_value: As given to the constructor.
     """
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        show_signature(cls)
 
     def __init__(
         self,

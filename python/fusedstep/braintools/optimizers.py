@@ -18,7 +18,34 @@ class SGD(Optimizer):
     """Gradient descent, optionally with momentum in its classical or Nesterov's form.
 
     `g += wd * p; v = momentum * v + g; p -= lr * v`, or `p -= lr * (g + momentum * v)` with
-    `nesterov`. Without momentum `v` is `g`, and `nesterov` does not matter.
+    `nesterov`.
+
+    Args:
+        lr: A number >= 0, or a scheduler of this module.
+        momentum: Share of the velocity that a step keeps, in [0, 1).
+        weight_decay: L2 coefficient, >= 0, added to the gradient after clipping.
+        nesterov: Nesterov's form; without momentum it does not matter.
+        grad_clip_norm: Largest norm of all gradients together, > 0; None: no clip.
+        grad_clip_value: Largest magnitude of an element, > 0, after the norm clip; None: no limit.
+        donate: True lets steps that are called from Python reuse the memory of old values and
+            buffers; what else holds those arrays loses them.
+        further: Other hyper-parameters of `fusedstep.SGD`, such as `on_nonfinite`.
+
+    Raises:
+        TypeError, ValueError: If an argument is of a wrong kind or out of range.
+
+    Numerics:
+        The bits of `fusedstep.SGD` for the same rates. How that compares with
+        braintools is in the documentation.
+
+    Example:
+        >>> import brainstate, jax.numpy as jnp, fusedstep.braintools as optim
+        >>> weight = brainstate.ParamState(jnp.array([1.0, 2.0]))
+        >>> optimizer = optim.SGD(lr=0.5)
+        >>> _ = optimizer.register_trainable_weights({"w": weight})
+        >>> optimizer.step({"w": jnp.array([1.0, -0.5])})
+        >>> weight.value.tolist()
+        [0.5, 2.25]
     """
 
     def __init__(
@@ -40,7 +67,34 @@ class SGD(Optimizer):
 
 
 class Momentum(Optimizer):
-    """Gradient descent with a velocity: `v = momentum * v + g; p -= lr * v`."""
+    """Gradient descent with a velocity: `v = momentum * v + g; p -= lr * v`.
+
+    Args:
+        lr: A number >= 0, or a scheduler of this module.
+        momentum: Share of the velocity that a step keeps, in [0, 1).
+        weight_decay: L2 coefficient, >= 0, added to the gradient after clipping.
+        grad_clip_norm: Largest norm of all gradients together, > 0; None: no clip.
+        grad_clip_value: Largest magnitude of an element, > 0, after the norm clip; None: no limit.
+        donate: True lets steps that are called from Python reuse the memory of old values and
+            buffers; what else holds those arrays loses them.
+        further: Other hyper-parameters of `fusedstep.Momentum`, such as `on_nonfinite`.
+
+    Raises:
+        TypeError, ValueError: If an argument is of a wrong kind or out of range.
+
+    Numerics:
+        The bits of `fusedstep.Momentum` for the same rates. How that compares with
+        braintools is in the documentation.
+
+    Example:
+        >>> import brainstate, jax.numpy as jnp, fusedstep.braintools as optim
+        >>> weight = brainstate.ParamState(jnp.array([1.0, 2.0]))
+        >>> optimizer = optim.Momentum(lr=0.5, momentum=0.5)
+        >>> _ = optimizer.register_trainable_weights({"w": weight})
+        >>> optimizer.step({"w": jnp.array([1.0, -0.5])})
+        >>> weight.value.tolist()
+        [0.5, 2.25]
+    """
 
     def __init__(
         self,
@@ -61,7 +115,34 @@ class Momentum(Optimizer):
 
 
 class MomentumNesterov(Optimizer):
-    """Nesterov's momentum: `v = momentum * v + g; p -= lr * (g + momentum * v)`."""
+    """Nesterov's momentum: `v = momentum * v + g; p -= lr * (g + momentum * v)`.
+
+    Args:
+        lr: A number >= 0, or a scheduler of this module.
+        momentum: Share of the velocity that a step keeps, in [0, 1).
+        weight_decay: L2 coefficient, >= 0, added to the gradient after clipping.
+        grad_clip_norm: Largest norm of all gradients together, > 0; None: no clip.
+        grad_clip_value: Largest magnitude of an element, > 0, after the norm clip; None: no limit.
+        donate: True lets steps that are called from Python reuse the memory of old values and
+            buffers; what else holds those arrays loses them.
+        further: Other hyper-parameters of `fusedstep.MomentumNesterov`, such as `on_nonfinite`.
+
+    Raises:
+        TypeError, ValueError: If an argument is of a wrong kind or out of range.
+
+    Numerics:
+        The bits of `fusedstep.MomentumNesterov` for the same rates. How that compares with
+        braintools is in the documentation.
+
+    Example:
+        >>> import brainstate, jax.numpy as jnp, fusedstep.braintools as optim
+        >>> weight = brainstate.ParamState(jnp.array([1.0, 2.0]))
+        >>> optimizer = optim.MomentumNesterov(lr=0.5, momentum=0.5)
+        >>> _ = optimizer.register_trainable_weights({"w": weight})
+        >>> optimizer.step({"w": jnp.array([1.0, -0.5])})
+        >>> weight.value.tolist()
+        [0.25, 2.375]
+    """
 
     def __init__(
         self,
@@ -84,9 +165,37 @@ class MomentumNesterov(Optimizer):
 class Adam(Optimizer):
     """Adam, with decay added to the gradient.
 
-    `beta1` and `beta2` are braintools' deprecated names for the elements of `betas`. `amsgrad` is
-    refused: optax keeps the largest *bias-corrected* average, the compiled rule (PyTorch's and the
-    paper's) the largest average.
+    `amsgrad` is refused: optax keeps the largest *bias-corrected* average, the compiled rule
+    (PyTorch's and the paper's) the largest average.
+
+    Args:
+        lr: A number >= 0, or a scheduler of this module.
+        betas: Decay rates of the averages of the gradient and its square, each in [0, 1).
+        beta1, beta2: braintools' deprecated names for the elements of `betas`.
+        eps: Added to the root in the denominator, >= 0.
+        weight_decay: L2 coefficient, >= 0, added to the gradient after clipping.
+        amsgrad: Only False.
+        grad_clip_norm: Largest norm of all gradients together, > 0; None: no clip.
+        grad_clip_value: Largest magnitude of an element, > 0, after the norm clip; None: no limit.
+        donate: True lets steps that are called from Python reuse the memory of old values and
+            buffers; what else holds those arrays loses them.
+        further: Other hyper-parameters of `fusedstep.Adam`, such as `on_nonfinite`.
+
+    Raises:
+        TypeError, ValueError: If an argument is of a wrong kind or out of range, or with `amsgrad`.
+
+    Numerics:
+        The bits of `fusedstep.Adam` for the same rates. How that compares with
+        braintools is in the documentation.
+
+    Example:
+        >>> import brainstate, jax.numpy as jnp, fusedstep.braintools as optim
+        >>> weight = brainstate.ParamState(jnp.array([1.0, 2.0]))
+        >>> optimizer = optim.Adam(lr=0.5)
+        >>> _ = optimizer.register_trainable_weights({"w": weight})
+        >>> optimizer.step({"w": jnp.array([1.0, -0.5])})
+        >>> [round(x, 5) for x in weight.value.tolist()]
+        [0.5, 2.5]
     """
 
     def __init__(
@@ -125,7 +234,35 @@ def _deprecated(name: str, value: float | None, default: float) -> float:
 
 
 class AdamW(Optimizer):
-    """Adam with decoupled weight decay: `p -= lr * (m / (sqrt(s) + eps) + wd * p)`."""
+    """Adam with decoupled weight decay: `p -= lr * (m / (sqrt(s) + eps) + wd * p)`.
+
+    Args:
+        lr: A number >= 0, or a scheduler of this module.
+        betas: Decay rates of the averages of the gradient and its square, each in [0, 1).
+        eps: Added to the root in the denominator, >= 0.
+        weight_decay: Decay coefficient, >= 0, of the weight itself.
+        grad_clip_norm: Largest norm of all gradients together, > 0; None: no clip.
+        grad_clip_value: Largest magnitude of an element, > 0, after the norm clip; None: no limit.
+        donate: True lets steps that are called from Python reuse the memory of old values and
+            buffers; what else holds those arrays loses them.
+        further: Other hyper-parameters of `fusedstep.AdamW`, such as `on_nonfinite`.
+
+    Raises:
+        TypeError, ValueError: If an argument is of a wrong kind or out of range.
+
+    Numerics:
+        The bits of `fusedstep.AdamW` for the same rates. How that compares with
+        braintools is in the documentation.
+
+    Example:
+        >>> import brainstate, jax.numpy as jnp, fusedstep.braintools as optim
+        >>> weight = brainstate.ParamState(jnp.array([1.0, 2.0]))
+        >>> optimizer = optim.AdamW(lr=0.5, weight_decay=0.5)
+        >>> _ = optimizer.register_trainable_weights({"w": weight})
+        >>> optimizer.step({"w": jnp.array([1.0, -0.5])})
+        >>> [round(x, 5) for x in weight.value.tolist()]
+        [0.25, 2.0]
+    """
 
     def __init__(
         self,
@@ -147,7 +284,36 @@ class AdamW(Optimizer):
 
 
 class Nadam(Optimizer):
-    """Adam with Nesterov's momentum and its schedule, in PyTorch's form."""
+    """Adam with Nesterov's momentum and its schedule, in PyTorch's form.
+
+    Args:
+        lr: A number >= 0, or a scheduler of this module.
+        betas: Decay rates of the averages of the gradient and its square, each in [0, 1).
+        eps: Added to the root in the denominator, >= 0.
+        weight_decay: L2 coefficient, >= 0, added to the gradient after clipping.
+        momentum_decay: How quickly the momentum warms up to `betas[0]`, >= 0.
+        grad_clip_norm: Largest norm of all gradients together, > 0; None: no clip.
+        grad_clip_value: Largest magnitude of an element, > 0, after the norm clip; None: no limit.
+        donate: True lets steps that are called from Python reuse the memory of old values and
+            buffers; what else holds those arrays loses them.
+        further: Other hyper-parameters of `fusedstep.NAdam`, such as `on_nonfinite`.
+
+    Raises:
+        TypeError, ValueError: If an argument is of a wrong kind or out of range.
+
+    Numerics:
+        The bits of `fusedstep.NAdam` for the same rates. How that compares with
+        braintools is in the documentation.
+
+    Example:
+        >>> import brainstate, jax.numpy as jnp, fusedstep.braintools as optim
+        >>> weight = brainstate.ParamState(jnp.array([1.0, 2.0]))
+        >>> optimizer = optim.Nadam(lr=0.5)
+        >>> _ = optimizer.register_trainable_weights({"w": weight})
+        >>> optimizer.step({"w": jnp.array([1.0, -0.5])})
+        >>> [round(x, 3) for x in weight.value.tolist()]
+        [0.472, 2.528]
+    """
 
     def __init__(
         self,
@@ -170,7 +336,37 @@ class Nadam(Optimizer):
 
 
 class RMSprop(Optimizer):
-    """RMSprop with `eps` under the root: `g / sqrt(s + eps)`, as optax has it."""
+    """RMSprop with `eps` under the root, as optax has it: `g / sqrt(s + eps)`.
+
+    Args:
+        lr: A number >= 0, or a scheduler of this module.
+        alpha: Decay rate of the averages, in [0, 1).
+        eps: Added under the root, >= 0.
+        weight_decay: L2 coefficient, >= 0, added to the gradient after clipping.
+        momentum: Share of the velocity of the scaled gradients that a step keeps, in [0, 1).
+        centered: Divide by the standard deviation instead of the root mean square.
+        grad_clip_norm: Largest norm of all gradients together, > 0; None: no clip.
+        grad_clip_value: Largest magnitude of an element, > 0, after the norm clip; None: no limit.
+        donate: True lets steps that are called from Python reuse the memory of old values and
+            buffers; what else holds those arrays loses them.
+        further: Other hyper-parameters of `fusedstep.RMSprop`, such as `on_nonfinite`.
+
+    Raises:
+        TypeError, ValueError: If an argument is of a wrong kind or out of range.
+
+    Numerics:
+        The bits of `fusedstep.RMSprop(eps_in_root=True)` for the same rates. How that compares with
+        braintools is in the documentation.
+
+    Example:
+        >>> import brainstate, jax.numpy as jnp, fusedstep.braintools as optim
+        >>> weight = brainstate.ParamState(jnp.array([1.0, 2.0]))
+        >>> optimizer = optim.RMSprop(lr=0.5, alpha=0.75)
+        >>> _ = optimizer.register_trainable_weights({"w": weight})
+        >>> optimizer.step({"w": jnp.array([1.0, -0.5])})
+        >>> [round(x, 5) for x in weight.value.tolist()]
+        [0.0, 3.0]
+    """
 
     def __init__(
         self,

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from brainstate.graph import Node
 
-from fusedstep.braintools.values import LEARNING_RATE, OptimState, as_number, is_traced, plain
+from fusedstep.braintools.values import (
+    LEARNING_RATE,
+    OptimState,
+    as_number,
+    is_traced,
+    plain,
+    show_signature,
+)
 from fusedstep.ranges import Count, shown
 
 if TYPE_CHECKING:
@@ -38,10 +45,24 @@ class LRScheduler(Node):  # type: ignore[misc]
 
     Raises:
         TypeError, ValueError: If a constant is no number or out of range; the message names it.
+
+    Example:
+        >>> import fusedstep.braintools as optim
+        >>> class Halving(optim.LRScheduler):
+        ...     def get_lr(self):
+        ...         return [lr / 2**self.last_epoch.value for lr in self.base_lrs]
+        >>> scheduler = Halving(base_lr=[0.5, 0.25])
+        >>> scheduler.step()
+        >>> scheduler.get_last_lr()
+        [0.25, 0.125]
     """
 
     graph_invisible_attrs = ("optimizer",)
     optimizer: Optimizer | None = None
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        show_signature(cls)
 
     def __init__(self, base_lr: float | Sequence[float] = 1e-3, last_epoch: int = 0) -> None:
         super().__init__()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import numbers
 from typing import Any
 
@@ -15,6 +16,13 @@ LEARNING_RATE = Real(0.0)
 
 class OptimState(brainstate.LongTermState):  # type: ignore[misc]
     """What optimizers and schedulers remember: counts, learning rates, buffers."""
+
+
+def show_signature(kind: type) -> None:
+    """Lets `help` and editors see the constructor's arguments behind brainstate's metaclass."""
+    signature = inspect.signature(kind.__init__)  # type: ignore[misc]
+    arguments = list(signature.parameters.values())[1:]
+    kind.__signature__ = signature.replace(parameters=arguments)  # type: ignore[attr-defined]
 
 
 def is_traced(value: Any) -> bool:
