@@ -84,8 +84,8 @@ def test_16_bit_parameters() -> None:
 
 # --- parity -----------------------------------------------------------------------------------
 # optax computes in float32 in another order, so results differ by roundings of the parameters. Its
-# 1 - 0.999^t, too, is a float32 difference: wrong by 6e-5 at t = 1, half of that after the root, of a
-# step of 0.1.
+# 1 - 0.999^t, too, is a float32 difference: wrong by 6e-5 at t = 1, half of that after the root, of
+# a step of 0.1.
 ADAPTIVE = 1e-5
 
 
