@@ -13,7 +13,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 SOURCES := CMakeLists.txt pyproject.toml $(shell find csrc python -not -name '*.py[co]' -not -name __pycache__)
 CXX_FILES = $(shell git ls-files --cached --others --exclude-standard '*.cpp' '*.hpp' '*.cu')
 
-.PHONY: help demo bench docs test test-all lint format sanitize wheel roofline clean
+.PHONY: help demo demo-jax bench docs test test-all test-jax-oldest lint format sanitize wheel roofline clean
 .DELETE_ON_ERROR:
 
 help:  ## lists the targets
@@ -69,6 +69,9 @@ roofline: $(VENV)/group-build.stamp
 demo: $(VENV)/fusedstep.stamp $(VENV)/group-demo.stamp  ## trains a small network on real data
 	$(BIN)/python examples/digits.py
 
+demo-jax: $(VENV)/fusedstep.stamp $(VENV)/group-demo.stamp $(VENV)/group-frameworks.stamp  ## the same with JAX, beside optax
+	$(BIN)/python examples/jax_digits.py
+
 bench: $(VENV)/fusedstep.stamp $(VENV)/group-bench.stamp $(VENV)/wheel.stamp roofline  ## measures speed against peers and rooflines
 	$(BIN)/python -m bench $(BENCH_ARGS)
 
@@ -81,6 +84,12 @@ docs: $(VENV)/fusedstep.stamp $(VENV)/group-docs.stamp $(VENV)/group-test.stamp 
 
 test: $(VENV)/fusedstep.stamp $(VENV)/group-test.stamp roofline  ## runs the tests, leaving out those of missing frameworks
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# The promise of pyproject.toml, kept: what a newer JAX cannot show, on the oldest one.
+test-jax-oldest: export PYTHONPATH := $(CURDIR)/$(OLDEST_JAX)
+test-jax-oldest: $(VENV)/fusedstep.stamp $(VENV)/group-test.stamp $(VENV)/group-frameworks.stamp  ## runs tests on the oldest supported JAX
+	$(BIN)/python -c 'import jax; from fusedstep.jax import runtime; assert jax.__version_info__ == runtime.OLDEST_JAX'
+	$(BIN)/python -m pytest tests/test_jax_options.py tests/test_jax_transforms.py tests/test_jax_runtime.py $(PYTEST_ARGS)
 
 FRAMEWORKS := $(VENV)/group-frameworks.stamp $(VENV)/group-bench.stamp
 test-all: $(VENV)/fusedstep.stamp $(VENV)/group-test.stamp $(FRAMEWORKS) roofline  ## runs all tests
@@ -116,4 +125,4 @@ wheel: $(VENV)/wheel.stamp  ## makes a redistributable wheel and checks it in an
 	  test "$$size" -le 2000000
 
 clean:  ## removes everything that was made here
-	rm -rf $(VENV) build dist wheelhouse docs/_build docs/generated demo.png .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist wheelhouse docs/_build docs/generated demo.png demo-jax.png .pytest_cache .mypy_cache .ruff_cache .hypothesis
