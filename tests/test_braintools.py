@@ -11,6 +11,7 @@ import brainstates as bs
 import fusedstep as fs
 import numpy as np
 import pytest
+from subprocesses import run_python
 
 pytestmark = pytest.mark.framework("braintools")
 
@@ -135,6 +136,26 @@ def test_half_precision_has_float32_state(dtype: str) -> None:
     optimizer.step({"w": bs.jax.numpy.full(33, 0.5, dtype)})
     assert weight.value.dtype == dtype
     assert optimizer.opt_state.value.velocity["w"].dtype == np.float32
+
+
+def test_a_missing_brainstate_is_said_by_name() -> None:
+    run_python(
+        """
+        import sys
+        sys.modules["brainstate"] = None
+        try:
+            import fusedstep.braintools
+        except ImportError as error:
+            assert "fusedstep.braintools needs brainstate" in str(error), error
+            assert "fusedstep[braintools]" in str(error)
+        else:
+            raise AssertionError
+        """
+    )
+
+
+def test_braintools_itself_is_not_imported() -> None:
+    run_python("import sys, fusedstep.braintools; assert 'braintools' not in sys.modules")
 
 
 # --- signatures -------------------------------------------------------------------------------

@@ -21,7 +21,12 @@ from subprocesses import run_python
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = ROOT / "csrc"
 PACKAGE = ROOT / "python" / "fusedstep"
-FRAMEWORKS = {"torch", "jax", "jaxlib", "cupy", "tensorflow", "paddle", "mlx"}
+FRAMEWORKS = {"torch", "jax", "jaxlib", "cupy", "tensorflow", "paddle", "mlx", "brainstate"}
+# What the packages that are named after a framework may import besides.
+OWN = {
+    "jax": {"jax", "jaxlib", "fusedstep.jax"},
+    "braintools": {"jax", "brainstate", "fusedstep.jax", "fusedstep.braintools"},
+}
 
 pytestmark = pytest.mark.skipif(not SOURCES.exists(), reason="runs in a checkout only")
 
@@ -210,10 +215,10 @@ def test_no_framework_is_imported_by_any_module() -> None:
     """But by the one that is named after it."""
     for path in PACKAGE.rglob("*.py"):
         roots = {name.split(".")[0] for name in imports(path)}
-        folder = path.relative_to(PACKAGE).parts[0]
-        own = {"jax", "jaxlib"} if folder == "jax" else set()
-        assert not roots & (FRAMEWORKS - own), path.name
-        assert folder == "jax" or not [n for n in imports(path) if n.startswith("fusedstep.jax")]
+        roots |= {".".join(name.split(".")[:2]) for name in imports(path)}
+        own = OWN.get(path.relative_to(PACKAGE).parts[0], set())
+        packages = {f"fusedstep.{name}" for name in OWN}
+        assert not roots & ((FRAMEWORKS | packages) - own), path.name
 
 
 def test_schedules_stand_alone() -> None:
