@@ -80,7 +80,6 @@ def test_the_learning_rate_is_the_first_of_every_rule() -> None:
         ({"lr": "0.1"}, TypeError, "lr: expected a number"),
         ({"weight_decay": lambda *_: -1.0}, ValueError, "weight_decay of 0: expected"),
         ({"lr": fs.StepLR(0.1, step_size=3)}, TypeError, "lr: StepLR counts epochs on the host"),
-        ({"lr": fs.StepLR(0.1, step_size=3).at}, TypeError, "lr: the schedules of fusedstep"),
         ({"lr": fs.StepLR}, TypeError, "lr: got the class StepLR"),
         ({"momentum": fs.NesterovMomentum()}, TypeError, "momentum: NesterovMomentum counts"),
         ({"lr": lambda _: "0.1"}, TypeError, "lr: expected a number or an array of one, got"),

@@ -53,6 +53,8 @@ SCHEDULES: dict[str, Callable[[], Any]] = {
     "one cycle of the momentum": lambda: fs.OneCycleMomentum(50),
     "cyclic momentum": lambda: fs.CyclicMomentum(0.8, 0.9, 4, 3),
     "linear momentum": lambda: fs.LinearMomentum(0.5, 0.99, 20),
+    "Sutskever": lambda: fs.SutskeverMomentum(0.95, 4),
+    "Nesterov": lambda: fs.NesterovMomentum(r=3.0),
 }
 
 
@@ -76,8 +78,26 @@ def test_values_in_compiled_code(make: Callable[[], Any]) -> None:
 
 def test_every_schedule_with_a_formula_is_here() -> None:
     kinds = {type(make()) for make in SCHEDULES.values()}
-    every = {getattr(fs, name) for name in fs.schedules.__all__ if "Momentum" not in name}
-    assert every - kinds == {fs.Schedule, fs.ReduceLROnPlateau}
+    every = {getattr(fs, name) for name in fs.schedules.__all__}
+    assert every - kinds == {fs.Schedule, fs.MomentumSchedule, fs.ReduceLROnPlateau}
+
+
+def test_a_sequence_without_a_formula_is_refused() -> None:
+    with pytest.raises(TypeError, match="at: without r the sequence has no closed form"):
+        jax.jit(fs.NesterovMomentum().at)(3)
+
+
+def test_a_formula_is_the_learning_rate_of_a_transform() -> None:
+    """`lr=schedule.at` under `fusedstep.jax`: the rates of the steps 0, 1, 2, ..."""
+    import fusedstep.jax as fj
+
+    schedule = fs.SequentialLR([fs.LinearLR(0.5, 0.5, 1.0, 2), fs.StepLR(0.5, 1, 0.5)], [2])
+    tx = fj.sgd(lr=schedule.at)
+    params, grads = {"w": jax.numpy.zeros(1)}, {"w": jax.numpy.ones(1)}
+    state, step = tx.init(params), jax.jit(tx.step)
+    for t in range(5):
+        params, state = step(grads, state, params)
+        assert float(state.lr) == schedule.at(t)
 
 
 def test_restarts_to_the_end_of_the_counter() -> None:

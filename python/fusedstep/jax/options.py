@@ -204,18 +204,11 @@ def _refuse(name: str, value: Any) -> None:
 
 
 def _refuse_schedule(name: str, value: Any) -> None:
-    owner = getattr(value, "__self__", None)
     if isinstance(value, (Schedule, MomentumSchedule)):
         raise TypeError(
             f"{name}: {type(value).__name__} counts epochs on the host, which a compiled program "
-            "does not see; pass a function of the step that JAX can trace (as optax's schedules "
-            "are), or the number of each step: step(..., lr=schedule.current_lr)"
-        )
-    if isinstance(owner, (Schedule, MomentumSchedule)):
-        raise TypeError(
-            f"{name}: the schedules of fusedstep compute on the host; pass a function of the step "
-            "that JAX can trace (as optax's schedules are), or the number of each step: "
-            "step(..., lr=schedule.at(t))"
+            f"does not see; pass its formula, {name}=schedule.at, which is then called with the "
+            "number of steps, or the number of each step: step(..., lr=schedule.current_lr)"
         )
 
 
