@@ -42,6 +42,7 @@ ON_TORCH = "fusedstep on torch tensors"
 FUNCTION, OBJECT = "fusedstep function", "fusedstep object"
 SHARED = "fusedstep shared state"
 FOREACH, FOR_LOOP = "torch foreach", "torch for-loop"
+JAX, OPTAX = "fusedstep.jax", "optax"
 
 BARS = (
     Bar("nesterov-1", ROOFLINE, OURS, at_least=0.97),
@@ -67,6 +68,11 @@ BARS = (
     Bar("call", OBJECT, at_most=6e-6),
     Bar("cached", CLIPPED, UNCLIPPED, at_most=1.3),
     Bar("bf16", ROOFLINE, OURS, at_least=0.9),
+    Bar("jax-1", OPTAX, JAX, at_least=1.25),
+    Bar("jax-200", OPTAX, JAX, at_least=1.1),
+    Bar("jax-1000", OPTAX, JAX, at_least=1.0),
+    Bar("jax-nadam", OPTAX, JAX, at_least=1.25),
+    Bar("jax-compile", JAX, at_most=3.0),
     Bar("import", OURS, at_most=0.060),
     Bar("wheel", OURS, at_most=2e6),
 )

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from bench import contenders as by
+from bench import jax_rows
 from bench.bars import CLIPPED, FUNCTION, FUSED, OBJECT, ON_TORCH, OURS, ROOFLINE, SHARED, UNCLIPPED
 from bench.machine import ROOT
 from bench.measure import Row, timed
@@ -211,6 +212,7 @@ ROWS: dict[str, Callable[[Setting], Row]] = {
     "call": call,
     "cached": cached,
     "alternate": alternate,
+    **(jax_rows.ROWS if jax_rows.HAS_JAX else {}),
     "import": import_time,
     "wheel": wheel,
 }

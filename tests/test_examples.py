@@ -11,11 +11,12 @@ import pytest
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 DEMO = "digits.py"  # `make demo`: it needs scikit-learn and matplotlib
+LONGER = {DEMO, "jax_digits.py"}
 
 pytestmark = pytest.mark.skipif(not EXAMPLES.exists(), reason="runs in a checkout only")
 
 
-def run(name: str, *arguments: int) -> str:
+def run(name: str, *arguments: object) -> str:
     """What an example prints; a warning is an error."""
     command = [sys.executable, "-W", "error", str(EXAMPLES / name), *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
@@ -28,7 +29,7 @@ def test_every_example_is_run_here() -> None:
     here = Path(__file__).read_text()
     for path in EXAMPLES.glob("*.py"):
         assert path.name == DEMO or f'run("{path.name}"' in here, path.name
-        if path.name != DEMO:
+        if path.name not in LONGER:
             lines = path.read_text().splitlines()
             assert len(lines) <= 80, path.name
             assert any(f"python examples/{path.name}" in line for line in lines), path.name
@@ -82,3 +83,17 @@ def test_save_and_resume(steps: tuple[int, int]) -> None:
     assert f"last_epoch={steps[0]})" in loaded
     assert after.startswith(f"after {sum(steps)} steps, lr ")
     assert after.endswith(": the same bits")
+
+
+@pytest.mark.framework("jax")
+def test_jax_digits(tmp_path: Path) -> None:
+    """The same curve with fusedstep.jax as with optax, and a network that has learned."""
+    pytest.importorskip("matplotlib")
+    picture = tmp_path / "curves.png"
+    text = run("jax_digits.py", 8, picture)
+    results = dict(re.findall(r"^(\w+): loss [\d.]+, ([\d.]+)% of the test set right$", text, re.M))
+    assert results.keys() == {"fusedstep", "optax"}
+    assert all(float(accuracy) > 95 for accuracy in results.values())
+    (difference,) = re.findall(r"largest difference of the losses: (\S+)", text)
+    assert float(difference) < 1e-4
+    assert picture.read_bytes().startswith(b"\x89PNG")
