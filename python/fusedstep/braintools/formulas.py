@@ -32,17 +32,7 @@ class _Formula(LRScheduler):
 class ConstantLR(_Formula):
     """`factor * base_lr` for the first `total_iters` epochs, then `base_lr`.
 
-    Constants and formula are those of `fusedstep.ConstantLR`.
-
-    Example:
-        >>> import fusedstep.braintools as optim
-        >>> scheduler = optim.ConstantLR(base_lr=0.5, factor=0.5, total_iters=1)
-        >>> rates = []
-        >>> for epoch in range(3):
-        ...     rates.append(round(scheduler.get_last_lr()[0], 6))
-        ...     scheduler.step()
-        >>> rates
-        [0.25, 0.5, 0.5]
+    Constants, formula and examples are those of `fusedstep.ConstantLR`.
     """
 
     def __init__(
@@ -62,17 +52,7 @@ class ConstantLR(_Formula):
 class StepLR(_Formula):
     """`base_lr`, multiplied by `gamma` after every `step_size` epochs.
 
-    Constants and formula are those of `fusedstep.StepLR`.
-
-    Example:
-        >>> import fusedstep.braintools as optim
-        >>> scheduler = optim.StepLR(base_lr=0.5, step_size=2, gamma=0.5)
-        >>> rates = []
-        >>> for epoch in range(3):
-        ...     rates.append(round(scheduler.get_last_lr()[0], 6))
-        ...     scheduler.step()
-        >>> rates
-        [0.5, 0.5, 0.25]
+    Constants, formula and examples are those of `fusedstep.StepLR`.
     """
 
     def __init__(
@@ -92,17 +72,7 @@ class StepLR(_Formula):
 class MultiStepLR(_Formula):
     """`base_lr`, multiplied by `gamma` at each of the milestones, which are sorted.
 
-    Constants and formula are those of `fusedstep.MultiStepLR`.
-
-    Example:
-        >>> import fusedstep.braintools as optim
-        >>> scheduler = optim.MultiStepLR(base_lr=0.5, milestones=[2, 1], gamma=0.5)
-        >>> rates = []
-        >>> for epoch in range(3):
-        ...     rates.append(round(scheduler.get_last_lr()[0], 6))
-        ...     scheduler.step()
-        >>> rates
-        [0.5, 0.25, 0.125]
+    Constants, formula and examples are those of `fusedstep.MultiStepLR`.
     """
 
     def __init__(
@@ -122,17 +92,7 @@ class MultiStepLR(_Formula):
 class ExponentialLR(_Formula):
     """`base_lr`, multiplied by `gamma` after every epoch.
 
-    Constants and formula are those of `fusedstep.ExponentialLR`.
-
-    Example:
-        >>> import fusedstep.braintools as optim
-        >>> scheduler = optim.ExponentialLR(base_lr=0.5, gamma=0.5)
-        >>> rates = []
-        >>> for epoch in range(3):
-        ...     rates.append(round(scheduler.get_last_lr()[0], 6))
-        ...     scheduler.step()
-        >>> rates
-        [0.5, 0.25, 0.125]
+    Constants, formula and examples are those of `fusedstep.ExponentialLR`.
     """
 
     def __init__(
@@ -151,17 +111,7 @@ class ExponentialLR(_Formula):
 class ExponentialDecayLR(_Formula):
     """`base_lr * decay_rate ** (t / decay_steps)`, not before `transition_begin`.
 
-    Constants and formula are those of `fusedstep.ExponentialDecayLR`.
-
-    Example:
-        >>> import fusedstep.braintools as optim
-        >>> scheduler = optim.ExponentialDecayLR(base_lr=0.5, decay_steps=1, decay_rate=0.5)
-        >>> rates = []
-        >>> for epoch in range(3):
-        ...     rates.append(round(scheduler.get_last_lr()[0], 6))
-        ...     scheduler.step()
-        >>> rates
-        [0.5, 0.25, 0.125]
+    Constants, formula and examples are those of `fusedstep.ExponentialDecayLR`.
     """
 
     def __init__(
@@ -226,17 +176,7 @@ class CosineAnnealingWarmRestarts(_Formula):
     The place in a run follows from the epoch; braintools counts it on its own and starts a
     scheduler with `last_epoch` at the beginning of a run.
 
-    Constants and formula are those of `fusedstep.CosineAnnealingWarmRestarts`.
-
-    Example:
-        >>> import fusedstep.braintools as optim
-        >>> scheduler = optim.CosineAnnealingWarmRestarts(base_lr=0.5, T_0=1, T_mult=4)
-        >>> rates = []
-        >>> for epoch in range(3):
-        ...     rates.append(round(scheduler.get_last_lr()[0], 6))
-        ...     scheduler.step()
-        >>> rates
-        [0.5, 0.5, 0.426777]
+    Constants, formula and examples are those of `fusedstep.CosineAnnealingWarmRestarts`.
     """
 
     def __init__(
@@ -259,17 +199,7 @@ class CosineAnnealingWarmRestarts(_Formula):
 class PolynomialLR(_Formula):
     """`base_lr * (1 - t / total_iters) ** power`, and 0 from epoch `total_iters` on.
 
-    Constants and formula are those of `fusedstep.PolynomialLR`.
-
-    Example:
-        >>> import fusedstep.braintools as optim
-        >>> scheduler = optim.PolynomialLR(base_lr=0.5, total_iters=2)
-        >>> rates = []
-        >>> for epoch in range(3):
-        ...     rates.append(round(scheduler.get_last_lr()[0], 6))
-        ...     scheduler.step()
-        >>> rates
-        [0.5, 0.25, 0.0]
+    Constants, formula and examples are those of `fusedstep.PolynomialLR`.
     """
 
     def __init__(
@@ -289,17 +219,7 @@ class PolynomialLR(_Formula):
 class LinearLR(_Formula):
     """`base_lr` times a factor that goes straight from `start_factor` to `end_factor`.
 
-    Constants and formula are those of `fusedstep.LinearLR`.
-
-    Example:
-        >>> import fusedstep.braintools as optim
-        >>> scheduler = optim.LinearLR(base_lr=0.5, start_factor=0.5, total_iters=1)
-        >>> rates = []
-        >>> for epoch in range(3):
-        ...     rates.append(round(scheduler.get_last_lr()[0], 6))
-        ...     scheduler.step()
-        >>> rates
-        [0.25, 0.5, 0.5]
+    Constants, formula and examples are those of `fusedstep.LinearLR`.
     """
 
     def __init__(
@@ -323,17 +243,7 @@ class LinearLR(_Formula):
 class WarmupScheduler(_Formula):
     """Straight from `warmup_start_lr` to `base_lr` within `warmup_epochs`, and stays.
 
-    Constants and formula are those of `fusedstep.WarmupScheduler`.
-
-    Example:
-        >>> import fusedstep.braintools as optim
-        >>> scheduler = optim.WarmupScheduler(base_lr=0.5, warmup_epochs=2)
-        >>> rates = []
-        >>> for epoch in range(3):
-        ...     rates.append(round(scheduler.get_last_lr()[0], 6))
-        ...     scheduler.step()
-        >>> rates
-        [0.0, 0.25, 0.5]
+    Constants, formula and examples are those of `fusedstep.WarmupScheduler`.
     """
 
     def __init__(
@@ -355,17 +265,7 @@ class WarmupScheduler(_Formula):
 class WarmupCosineSchedule(_Formula):
     """Straight up to `base_lr` within `warmup_steps`, half a cosine to `eta_min`, and stays.
 
-    Constants and formula are those of `fusedstep.WarmupCosineSchedule`.
-
-    Example:
-        >>> import fusedstep.braintools as optim
-        >>> scheduler = optim.WarmupCosineSchedule(base_lr=0.5, warmup_steps=1, total_steps=2)
-        >>> rates = []
-        >>> for epoch in range(3):
-        ...     rates.append(round(scheduler.get_last_lr()[0], 6))
-        ...     scheduler.step()
-        >>> rates
-        [0.0, 0.5, 0.0]
+    Constants, formula and examples are those of `fusedstep.WarmupCosineSchedule`.
     """
 
     def __init__(

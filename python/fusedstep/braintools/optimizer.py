@@ -74,6 +74,26 @@ class GroupLR:
 class Optimizer(Node):  # type: ignore[misc]
     """The base of all optimizers; not to be instantiated.
 
+    Args:
+        lr: A number >= 0, or a scheduler of this module.
+        weight_decay: Decay coefficient, >= 0.
+        grad_clip_norm: Largest norm of all gradients together, > 0: beyond it they are scaled to
+            it. None: no clip.
+        grad_clip_value: Largest magnitude of an element of a gradient, > 0, after the norm clip.
+            None: no limit.
+        donate: True lets steps that are called from Python reuse the memory of old values and
+            buffers; what else holds those arrays loses them.
+        further: By keyword, other hyper-parameters of the class in `fusedstep`, such as
+            `on_nonfinite`, `skip_grad_norm`, `maximize`, `rescale_grad`.
+
+    Raises:
+        TypeError, ValueError: If an argument is of a wrong kind or out of range; the message names
+            it.
+
+    Numerics:
+        A step has the bits of the class in `fusedstep` with the same rates, which are float32
+        unless JAX has `jax_enable_x64`. How it compares with braintools is in the documentation.
+
     Attributes:
         param_states (dict[str, State]): The registered states by name; a name is the path in the
             registered tree, `layers.0.weight`.

@@ -1,5 +1,7 @@
 """braintools' optimizers: its arguments and defaults, on the compiled rules.
 
+A class says what its step is, `Optimizer` what all have in common.
+
 Beyond braintools' arguments each takes, by keyword, the other hyper-parameters of the class in
 `fusedstep`: `on_nonfinite`, `maximize`, `rescale_grad`, `skip_grad_norm`, `dampening`, ...
 """
@@ -25,18 +27,7 @@ class SGD(Optimizer):
         momentum: Share of the velocity that a step keeps, in [0, 1).
         weight_decay: L2 coefficient, >= 0, added to the gradient after clipping.
         nesterov: Nesterov's form; without momentum it does not matter.
-        grad_clip_norm: Largest norm of all gradients together, > 0; None: no clip.
-        grad_clip_value: Largest magnitude of an element, > 0, after the norm clip; None: no limit.
-        donate: True lets steps that are called from Python reuse the memory of old values and
-            buffers; what else holds those arrays loses them.
-        further: Other hyper-parameters of `fusedstep.SGD`, such as `on_nonfinite`.
-
-    Raises:
-        TypeError, ValueError: If an argument is of a wrong kind or out of range.
-
-    Numerics:
-        The bits of `fusedstep.SGD` for the same rates. How that compares with
-        braintools is in the documentation.
+        The others: see `Optimizer`.
 
     Example:
         >>> import brainstate, jax.numpy as jnp, fusedstep.braintools as optim
@@ -73,18 +64,7 @@ class Momentum(Optimizer):
         lr: A number >= 0, or a scheduler of this module.
         momentum: Share of the velocity that a step keeps, in [0, 1).
         weight_decay: L2 coefficient, >= 0, added to the gradient after clipping.
-        grad_clip_norm: Largest norm of all gradients together, > 0; None: no clip.
-        grad_clip_value: Largest magnitude of an element, > 0, after the norm clip; None: no limit.
-        donate: True lets steps that are called from Python reuse the memory of old values and
-            buffers; what else holds those arrays loses them.
-        further: Other hyper-parameters of `fusedstep.Momentum`, such as `on_nonfinite`.
-
-    Raises:
-        TypeError, ValueError: If an argument is of a wrong kind or out of range.
-
-    Numerics:
-        The bits of `fusedstep.Momentum` for the same rates. How that compares with
-        braintools is in the documentation.
+        The others: see `Optimizer`.
 
     Example:
         >>> import brainstate, jax.numpy as jnp, fusedstep.braintools as optim
@@ -121,18 +101,7 @@ class MomentumNesterov(Optimizer):
         lr: A number >= 0, or a scheduler of this module.
         momentum: Share of the velocity that a step keeps, in [0, 1).
         weight_decay: L2 coefficient, >= 0, added to the gradient after clipping.
-        grad_clip_norm: Largest norm of all gradients together, > 0; None: no clip.
-        grad_clip_value: Largest magnitude of an element, > 0, after the norm clip; None: no limit.
-        donate: True lets steps that are called from Python reuse the memory of old values and
-            buffers; what else holds those arrays loses them.
-        further: Other hyper-parameters of `fusedstep.MomentumNesterov`, such as `on_nonfinite`.
-
-    Raises:
-        TypeError, ValueError: If an argument is of a wrong kind or out of range.
-
-    Numerics:
-        The bits of `fusedstep.MomentumNesterov` for the same rates. How that compares with
-        braintools is in the documentation.
+        The others: see `Optimizer`.
 
     Example:
         >>> import brainstate, jax.numpy as jnp, fusedstep.braintools as optim
@@ -165,8 +134,8 @@ class MomentumNesterov(Optimizer):
 class Adam(Optimizer):
     """Adam, with decay added to the gradient.
 
-    `amsgrad` is refused: optax keeps the largest *bias-corrected* average, the compiled rule
-    (PyTorch's and the paper's) the largest average.
+    `amsgrad` is refused (ValueError): optax keeps the largest *bias-corrected* average, the
+    compiled rule (PyTorch's and the paper's) the largest average.
 
     Args:
         lr: A number >= 0, or a scheduler of this module.
@@ -175,18 +144,7 @@ class Adam(Optimizer):
         eps: Added to the root in the denominator, >= 0.
         weight_decay: L2 coefficient, >= 0, added to the gradient after clipping.
         amsgrad: Only False.
-        grad_clip_norm: Largest norm of all gradients together, > 0; None: no clip.
-        grad_clip_value: Largest magnitude of an element, > 0, after the norm clip; None: no limit.
-        donate: True lets steps that are called from Python reuse the memory of old values and
-            buffers; what else holds those arrays loses them.
-        further: Other hyper-parameters of `fusedstep.Adam`, such as `on_nonfinite`.
-
-    Raises:
-        TypeError, ValueError: If an argument is of a wrong kind or out of range, or with `amsgrad`.
-
-    Numerics:
-        The bits of `fusedstep.Adam` for the same rates. How that compares with
-        braintools is in the documentation.
+        The others: see `Optimizer`.
 
     Example:
         >>> import brainstate, jax.numpy as jnp, fusedstep.braintools as optim
@@ -241,18 +199,7 @@ class AdamW(Optimizer):
         betas: Decay rates of the averages of the gradient and its square, each in [0, 1).
         eps: Added to the root in the denominator, >= 0.
         weight_decay: Decay coefficient, >= 0, of the weight itself.
-        grad_clip_norm: Largest norm of all gradients together, > 0; None: no clip.
-        grad_clip_value: Largest magnitude of an element, > 0, after the norm clip; None: no limit.
-        donate: True lets steps that are called from Python reuse the memory of old values and
-            buffers; what else holds those arrays loses them.
-        further: Other hyper-parameters of `fusedstep.AdamW`, such as `on_nonfinite`.
-
-    Raises:
-        TypeError, ValueError: If an argument is of a wrong kind or out of range.
-
-    Numerics:
-        The bits of `fusedstep.AdamW` for the same rates. How that compares with
-        braintools is in the documentation.
+        The others: see `Optimizer`.
 
     Example:
         >>> import brainstate, jax.numpy as jnp, fusedstep.braintools as optim
@@ -292,18 +239,7 @@ class Nadam(Optimizer):
         eps: Added to the root in the denominator, >= 0.
         weight_decay: L2 coefficient, >= 0, added to the gradient after clipping.
         momentum_decay: How quickly the momentum warms up to `betas[0]`, >= 0.
-        grad_clip_norm: Largest norm of all gradients together, > 0; None: no clip.
-        grad_clip_value: Largest magnitude of an element, > 0, after the norm clip; None: no limit.
-        donate: True lets steps that are called from Python reuse the memory of old values and
-            buffers; what else holds those arrays loses them.
-        further: Other hyper-parameters of `fusedstep.NAdam`, such as `on_nonfinite`.
-
-    Raises:
-        TypeError, ValueError: If an argument is of a wrong kind or out of range.
-
-    Numerics:
-        The bits of `fusedstep.NAdam` for the same rates. How that compares with
-        braintools is in the documentation.
+        The others: see `Optimizer`.
 
     Example:
         >>> import brainstate, jax.numpy as jnp, fusedstep.braintools as optim
@@ -345,18 +281,7 @@ class RMSprop(Optimizer):
         weight_decay: L2 coefficient, >= 0, added to the gradient after clipping.
         momentum: Share of the velocity of the scaled gradients that a step keeps, in [0, 1).
         centered: Divide by the standard deviation instead of the root mean square.
-        grad_clip_norm: Largest norm of all gradients together, > 0; None: no clip.
-        grad_clip_value: Largest magnitude of an element, > 0, after the norm clip; None: no limit.
-        donate: True lets steps that are called from Python reuse the memory of old values and
-            buffers; what else holds those arrays loses them.
-        further: Other hyper-parameters of `fusedstep.RMSprop`, such as `on_nonfinite`.
-
-    Raises:
-        TypeError, ValueError: If an argument is of a wrong kind or out of range.
-
-    Numerics:
-        The bits of `fusedstep.RMSprop(eps_in_root=True)` for the same rates. How that compares with
-        braintools is in the documentation.
+        The others: see `Optimizer`.
 
     Example:
         >>> import brainstate, jax.numpy as jnp, fusedstep.braintools as optim
