@@ -151,6 +151,9 @@ def test_a_schedule_with_a_rate_for_each_group() -> None:
     assert rates(optimizer) == [[0.4, 0.1], [0.2, 0.05], [0.1, 0.025]]
     with pytest.raises(ValueError, match=r"lr: got 0\.3 for group 1, for which .* has 0\.1"):
         grouped(bs.ours, lambda m: m.SGD(m.StepLR([0.4, 0.1], 1, 0.5)), lr=0.3)
+    theirs, _ = grouped(bs.theirs, lambda m: m.SGD(m.StepLR([0.4, 0.1], 1, 0.5)), lr=0.3)
+    with pytest.raises(AttributeError):  # here braintools' group has a float, and no state
+        theirs.lr_scheduler.step()
 
 
 @pytest.mark.parametrize(

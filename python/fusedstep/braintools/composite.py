@@ -223,7 +223,7 @@ class ReduceLROnPlateau(LRScheduler):
     def step(self, metric: Any, epoch: int | None = None) -> None:  # type: ignore[override]
         """Moves on by one epoch that ended with the metric: a number, or an array of one."""
         value = metric if is_traced(metric) else as_metric("metric", metric)
-        before = Counters(*(state.value for state in self._counters()))
+        before = Counters(*(plain(state.value) for state in self._counters()))
         after, reduces = self._rule(0)._judged(value, before)
         self._move(epoch)
         for state, number in zip(self._counters(), after, strict=True):

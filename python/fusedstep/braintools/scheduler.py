@@ -141,7 +141,7 @@ class LRScheduler(Node):  # type: ignore[misc]
 
     def _move(self, epoch: Any) -> None:
         if epoch is None:
-            epoch = self.last_epoch.value + 1
+            epoch = plain(self.last_epoch.value) + 1  # a number again after compiled steps
         elif not is_traced(epoch):
             epoch = _EPOCH("epoch", as_epoch(epoch))
         self.last_epoch.value = epoch
