@@ -28,20 +28,18 @@ MODULES = [
     for _, name, _ in pkgutil.walk_packages(fs.__path__, "fusedstep.")
     if "__main__" not in name
 ]
-# What modules and the examples of some pages need beside NumPy.
+# What some modules and pages are about, and need.
 NEEDED = {"jax": "jax", "braintools": "brainstate"}
 
 
-def leave_out(name: str) -> None:
-    """Skips the test of a module or page whose framework is missing."""
-    needed = NEEDED.get(name)
-    if needed and not installed(needed) and not REQUIRED:
-        pytest.skip(f"{LEFT_OUT}: {needed} is not installed")
+def marked(name: str) -> object:
+    """A parameter; what is about a framework is left out where that is missing."""
+    needed = NEEDED.get(name.removeprefix("fusedstep.").split(".")[0])
+    return pytest.param(name, marks=pytest.mark.framework(needed) if needed else (), id=name)
 
 
-@pytest.mark.parametrize("name", ["fusedstep", *MODULES])
+@pytest.mark.parametrize("name", [*map(marked, ["fusedstep", *MODULES])])
 def test_docstrings(name: str) -> None:
-    leave_out(name.partition(".")[2].split(".")[0])
     module = importlib.import_module(name)
     finder = doctest.DocTestFinder(exclude_empty=True)
     names = {"np": np, "fs": fs, **vars(fs)}
@@ -63,10 +61,10 @@ def test_optimizers_and_functions_have_examples() -> None:
             assert any(test.examples for test in finder.find(member, name)), name
 
 
-@pytest.mark.parametrize("page", PAGES, ids=[page.stem for page in PAGES])
-def test_pages(page: Path) -> None:
+@pytest.mark.parametrize("name", [marked(page.stem) for page in PAGES])
+def test_pages(name: str) -> None:
     """All `>>>` blocks of a page, one after the other, in one namespace."""
-    leave_out(page.stem)
+    page = DOCS / f"{name}.md"
     text = re.sub(r"^```.*$", "", page.read_text(), flags=re.MULTILINE)
     examples = doctest.DocTestParser().get_doctest(text, {}, page.stem, page.name, 0)
     runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE)
@@ -86,6 +84,16 @@ def test_every_public_name_is_in_the_api_page(monkeypatch: pytest.MonkeyPatch) -
     text = tables(monkeypatch).api()
     listed = re.findall(r"^\.\. auto\w+:: fusedstep\.(\w+)$", text, re.MULTILINE)
     assert sorted([*listed, "__version__"]) == sorted(fs.__all__)
+
+
+@pytest.mark.framework("jax")
+@pytest.mark.skipif(not PAGES, reason="runs in a checkout only")
+def test_every_public_name_for_jax_is_in_the_api_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    import fusedstep.jax as fj
+
+    text = tables(monkeypatch).jax_api()
+    listed = re.findall(r"^\.\. auto\w+:: fusedstep\.jax\.(\w+)$", text, re.MULTILINE)
+    assert sorted(listed) == sorted(fj.__all__)
 
 
 @pytest.mark.skipif(not PAGES, reason="runs in a checkout only")
