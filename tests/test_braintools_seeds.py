@@ -1,6 +1,6 @@
 """The examples of braintools' pages on MomentumNesterov and Momentum, run with another import line.
 
-The first page is kept as it was published with the project: its line breaks are lost.
+The text of the first page has lost its line breaks, and is kept like that.
 """
 
 from __future__ import annotations
