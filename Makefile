@@ -13,7 +13,8 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 SOURCES := CMakeLists.txt pyproject.toml $(shell find csrc python -not -name '*.py[co]' -not -name __pycache__)
 CXX_FILES = $(shell git ls-files --cached --others --exclude-standard '*.cpp' '*.hpp' '*.cu')
 
-.PHONY: help demo demo-torch bench docs test test-all lint format sanitize wheel roofline clean
+.PHONY: help demo demo-torch demo-jax bench docs test test-all test-jax-oldest lint format sanitize wheel \
+  roofline clean
 .DELETE_ON_ERROR:
 
 help:  ## lists the targets
@@ -34,16 +35,28 @@ $(VENV)/group-%.stamp: pyproject.toml $(VENV)/pip.stamp
 	$(PIP) install --quiet --group $*
 	@touch $@
 
+# The oldest JAX that is supported, in a folder of its own: a newer one stands in .venv. The build
+# takes the headers of XLA's FFI from it.
+OLDEST_JAX := build/jax-oldest
+$(VENV)/jax-oldest.stamp: pyproject.toml $(VENV)/pip.stamp
+	@echo "# installing the oldest supported JAX, whose headers are compiled against"
+	$(PIP) install --quiet --no-deps --upgrade --target $(OLDEST_JAX) --group jax-oldest
+	@touch $@
+
+XLA_SETTINGS = --config-settings=cmake.define.FUSEDSTEP_XLA=ON \
+  --config-settings=cmake.define.FUSEDSTEP_XLA_INCLUDE=$(CURDIR)/$(OLDEST_JAX)/jaxlib/include
+
 # Without build isolation CMake keeps its build tree, so an edit compiles only what it changed.
-$(VENV)/fusedstep.stamp: $(SOURCES) $(VENV)/group-build.stamp
+$(VENV)/fusedstep.stamp: $(SOURCES) $(VENV)/group-build.stamp $(VENV)/jax-oldest.stamp
 	@echo "# building and installing fusedstep"
-	$(PIP) install --quiet --no-build-isolation \
+	$(PIP) install --quiet --no-build-isolation $(XLA_SETTINGS) \
 	  --config-settings=cmake.define.FUSEDSTEP_WERROR=$(FUSEDSTEP_WERROR) .
 	@touch $@
 
-$(VENV)/wheel.stamp: $(SOURCES) README.md LICENSE $(VENV)/group-build.stamp $(VENV)/group-wheel.stamp
+$(VENV)/wheel.stamp: $(SOURCES) README.md LICENSE $(VENV)/group-build.stamp $(VENV)/group-wheel.stamp \
+  $(VENV)/jax-oldest.stamp
 	rm -rf dist wheelhouse
-	$(PIP) wheel --quiet --no-build-isolation --no-deps --wheel-dir dist .
+	$(PIP) wheel --quiet --no-build-isolation $(XLA_SETTINGS) --no-deps --wheel-dir dist .
 	$(BIN)/auditwheel repair --wheel-dir wheelhouse dist/*.whl
 	@touch $@
 
@@ -60,6 +73,9 @@ demo: $(VENV)/fusedstep.stamp $(VENV)/group-demo.stamp  ## trains a small networ
 demo-torch: $(VENV)/fusedstep.stamp $(VENV)/group-demo-torch.stamp  ## trains a small transformer with torch.optim and with fusedstep.torch
 	$(BIN)/python examples/char_transformer.py $(DEMO_ARGS)
 
+demo-jax: $(VENV)/fusedstep.stamp $(VENV)/group-demo.stamp $(VENV)/group-frameworks.stamp  ## the same with JAX, beside optax
+	$(BIN)/python examples/jax_digits.py
+
 bench: $(VENV)/fusedstep.stamp $(VENV)/group-bench.stamp $(VENV)/wheel.stamp roofline  ## measures speed against peers and rooflines
 	$(BIN)/python -m bench $(BENCH_ARGS)
 
@@ -72,6 +88,12 @@ docs: $(VENV)/fusedstep.stamp $(VENV)/group-docs.stamp $(VENV)/group-test.stamp 
 
 test: $(VENV)/fusedstep.stamp $(VENV)/group-test.stamp roofline  ## runs the tests, leaving out those of missing frameworks
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# The promise of pyproject.toml, kept: what a newer JAX cannot show, on the oldest one.
+test-jax-oldest: export PYTHONPATH := $(CURDIR)/$(OLDEST_JAX)
+test-jax-oldest: $(VENV)/fusedstep.stamp $(VENV)/group-test.stamp $(VENV)/group-frameworks.stamp  ## runs tests on the oldest supported JAX
+	$(BIN)/python -c 'import jax; from fusedstep.jax import runtime; assert jax.__version_info__ == runtime.OLDEST_JAX'
+	$(BIN)/python -m pytest tests/test_jax_options.py tests/test_jax_transforms.py tests/test_jax_runtime.py $(PYTEST_ARGS)
 
 FRAMEWORKS := $(VENV)/group-frameworks.stamp $(VENV)/group-bench.stamp
 test-all: $(VENV)/fusedstep.stamp $(VENV)/group-test.stamp $(FRAMEWORKS) roofline  ## runs all tests
@@ -107,4 +129,5 @@ wheel: $(VENV)/wheel.stamp  ## makes a redistributable wheel and checks it in an
 	  test "$$size" -le 2000000
 
 clean:  ## removes everything that was made here
-	rm -rf $(VENV) build dist wheelhouse docs/_build docs/generated demo.png demo-torch.png .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist wheelhouse docs/_build docs/generated demo.png demo-torch.png demo-jax.png \
+	  .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -54,7 +54,7 @@ def main() -> None:
     threads = set_threads(options.threads)
     known = facts()
     setting = Setting(SMOKE if options.smoke else FULL, streams.load(threads))
-    missing = [name for name in ("torch", "matplotlib") if not find_spec(name)]
+    missing = [name for name in ("torch", "jax", "optax", "matplotlib") if not find_spec(name)]
     missing += [] if setting.roofline else ["roofline (make roofline)"]
     if missing:
         console.print(f"not installed and left out: {', '.join(missing)}", style="yellow")

@@ -66,6 +66,7 @@ ADAPTER = "fusedstep.torch"
 ADAPTER_IN_BACKWARD = "fusedstep.torch in backward"
 # To clip and step with torch: each form as one calls it, and its fused step behind a foreach clip.
 TORCH_WAYS = (FUSED, FOREACH, "torch default", "torch fused, foreach clip")
+JAX, OPTAX = "fusedstep.jax", "optax"
 
 BARS = (
     Bar("nesterov-1", ROOFLINE, OURS, at_least=0.97),
@@ -97,6 +98,11 @@ BARS = (
     Bar("torch-gpt2-nesterov", TORCH_WAYS, ADAPTER, at_least=1.3),
     Bar("torch-1000", TORCH_WAYS, ADAPTER, at_least=8),
     Bar("torch-one", FUSED, ADAPTER, at_least=1.0),
+    Bar("jax-1", OPTAX, JAX, at_least=1.25),
+    Bar("jax-200", OPTAX, JAX, at_least=1.1),
+    Bar("jax-1000", OPTAX, JAX, at_least=1.0),
+    Bar("jax-nadam", OPTAX, JAX, at_least=1.25),
+    Bar("jax-compile", JAX, at_most=3.0),
     Bar("import", OURS, at_most=0.060),
     Bar("wheel", OURS, at_most=2e6),
 )

@@ -13,7 +13,7 @@ from typing import Any
 import fusedstep as fs
 from fusedstep import _core
 
-PACKAGES = ("fusedstep", "numpy", "torch")
+PACKAGES = ("fusedstep", "numpy", "torch", "jax", "jaxlib", "optax")
 ROOT = Path(__file__).parent.parent
 
 

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from bench import contenders as by
-from bench import on_torch, torch_rows
+from bench import jax_rows, on_torch, torch_rows
 from bench.bars import CLIPPED, FUNCTION, FUSED, OBJECT, ON_TORCH, OURS, ROOFLINE, SHARED, UNCLIPPED
 from bench.machine import ROOT
 from bench.measure import Row, timed
@@ -190,6 +190,7 @@ ROWS: dict[str, Callable[[Setting], Row]] = {
     "cached": cached,
     "alternate": alternate,
     **(torch_rows.ROWS if on_torch.HAS_TORCH else {}),
+    **(jax_rows.ROWS if jax_rows.HAS_JAX else {}),
     "import": import_time,
     "wheel": wheel,
 }

@@ -22,6 +22,7 @@ def write(folder: Path) -> None:
     parts = {
         "api.md": api(),
         "torch_api.md": torch_api(),
+        "api_jax.md": jax_api(),
         "conventions.md": conventions(),
         "differences.md": differences(),
         "not_nesterov.md": not_nesterov(),
@@ -193,6 +194,18 @@ def api() -> str:
     }
     text = "".join(f"\n## {title}\n{_entries(found)}" for title, found in sections.items())
     return text.lstrip()
+
+
+def jax_api() -> str:
+    """The public names of `fusedstep.jax`: transforms, and what they return."""
+    import fusedstep.jax as fj
+
+    entries = []
+    for name in sorted(fj.__all__, key=lambda name: name[0].isupper()):
+        kind = isinstance(getattr(fj, name), type)
+        directive = f"auto{'class' if kind else 'function'}:: fusedstep.jax.{name}"
+        entries.append(f".. {directive}\n   :members:" if kind else f".. {directive}")
+    return "".join(f"\n```{{eval-rst}}\n{entry}\n```\n" for entry in entries).lstrip()
 
 
 def _is_a(name: str, base: object) -> bool:

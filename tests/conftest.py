@@ -11,7 +11,9 @@ import hypothesis
 import pytest
 from fusedstep import _core
 
-FRAMEWORKS = ("torch", "jax")
+FRAMEWORKS = ("torch", "jax", "braintools")
+# Several devices for the tests of sharded arrays; JAX reads it when it is first used.
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=4")
 LEFT_OUT = "framework test left out"
 REQUIRED = os.environ.get("FUSEDSTEP_REQUIRE_FRAMEWORKS") == "1"
 
@@ -80,3 +82,13 @@ def threads() -> Iterator[None]:
     """Puts the number of threads back after the test."""
     yield
     fs.set_num_threads(0)
+
+
+@pytest.fixture
+def x64() -> Iterator[None]:
+    """JAX with float64."""
+    import jax
+
+    enable = jax.enable_x64 if hasattr(jax, "enable_x64") else jax.experimental.enable_x64
+    with enable(True):
+        yield

@@ -204,7 +204,7 @@ def nadam(k: Sequence[float], p: Array, g: Array, m: Array, s: Array) -> tuple[A
 
 
 def prepare_rmsprop(h: dict[str, Any], at: Progress) -> list[float]:  # noqa: ARG001
-    """Makes wd, c, b, A, N1, N2, S, eps, D."""
+    """Makes wd, c, b, A, N1, N2, S, eps, D, E."""
     decoupled = h["decoupled_weight_decay"]
     return [
         0.0 if decoupled else h["weight_decay"],
@@ -213,8 +213,9 @@ def prepare_rmsprop(h: dict[str, Any], at: Progress) -> list[float]:  # noqa: AR
         h["next_momentum"] if h["nesterov"] else 1.0,
         1.0 if h["nesterov"] else 0.0,
         -h["lr"],
-        h["eps"],
+        0.0 if h["eps_in_root"] else h["eps"],
         h["lr"] * h["weight_decay"] if decoupled else 0.0,
+        h["eps"] if h["eps_in_root"] else 0.0,
     ]
 
 
@@ -226,11 +227,11 @@ def rmsprop(
     a: Array | None = None,
     v: Array | None = None,
 ) -> tuple[Array, ...]:
-    """Updates s, a <- averages of g*g, g; u = g / (sqrt(s - a*a) + eps); v <- fma(A, v, u).
+    """Updates s, a <- averages of g*g, g; u = g / (sqrt(s - a*a + E) + eps); v <- fma(A, v, u).
 
     The step is fma(N1, v, N2*u) along v. What a rule does not keep is None, and drops out.
     """
-    wd, c, b, A, N1, N2, S, eps, D = k
+    wd, c, b, A, N1, N2, S, eps, D, E = k
     g = _add_scaled(wd, p, g)
     with np.errstate(all="ignore"):
         s = variance = average(c, b, g * g, s)
@@ -238,6 +239,8 @@ def rmsprop(
             a = average(c, b, g, a)
             variance = fma(-a, a, s, s.dtype)
             variance = np.where(variance < 0, s.dtype.type(0), variance)
+        if E != 0:
+            variance = variance + s.dtype.type(E)
         u = g / (np.sqrt(variance) + s.dtype.type(eps))
     if v is not None:
         v = _add_scaled(A, v, u)

@@ -127,6 +127,7 @@ MUTATIONS = [
     Mutation("rmsprop negative variance", RMSPROP, "larger(V(T(0)), fma(-a, a, s))", "fma(-a, a, s)"),
     Mutation("rmsprop variance about the old average", RMSPROP, "a = average(k.c, k.b, g, a);\n      variance = larger(V(T(0)), fma(-a, a, s));", "variance = larger(V(T(0)), fma(-a, a, s));\n      a = average(k.c, k.b, g, a);"),
     Mutation("rmsprop eps inside the root", RMSPROP, "(sqrt(variance) + V(k.eps.value))", "sqrt(variance + V(k.eps.value))"),
+    Mutation("rmsprop no eps under the root", RMSPROP, "    variance = add_scaled(k.E, V(T(1)), variance);\n", ""),
     Mutation("rmsprop this momentum ahead", RMSPROP, "h.nesterov != 0 ? h.next_momentum : 1.0", "h.nesterov != 0 ? h.momentum : 1.0"),
     Mutation("rmsprop old velocity ahead", RMSPROP, "v = add_scaled(k.A, v, u);\n      u = combine(k.N1, v, k.N2, u);", "u = combine(k.N1, v, k.N2, u);\n      v = add_scaled(k.A, v, u);"),
     Mutation("accumulate swaps the weights", "csrc/rules/accumulate.hpp", "combine(k.B, g, k.A, p)", "combine(k.A, g, k.B, p)"),

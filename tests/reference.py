@@ -253,10 +253,10 @@ RULES["nadam"] = Rule(
     mu_of_nadam,
 )
 RMSPROP_RAW = {
-    "all terms": [0.037, 0.01, 0.0, 0.83, 0.57, 0.29, -0.11, 0.01, 0.043],
-    "small weight": [0.0, 0.0, 0.3, 0.83, 0.0, 0.29, -0.11, 0.01, 0.0],
-    "no buffer": [0.0, 0.01, 0.0, 0.0, 1.0, 0.0, -0.11, 0.01, 0.0],
-    "nothing": [0.0] * 9,
+    "all terms": [0.037, 0.01, 0.0, 0.83, 0.57, 0.29, -0.11, 0.01, 0.043, 0.02],
+    "small weight": [0.0, 0.0, 0.3, 0.83, 0.0, 0.29, -0.11, 0.01, 0.0, 0.0],
+    "no buffer": [0.0, 0.01, 0.0, 0.0, 1.0, 0.0, -0.11, 0.01, 0.0, 0.0],
+    "nothing": [0.0] * 10,
 }
 RULES["rmsprop"] = Rule(
     prepare_rmsprop,
@@ -271,11 +271,13 @@ RULES["rmsprop"] = Rule(
         "nesterov": False,
         "weight_decay": 0.0,
         "decoupled_weight_decay": False,
+        "eps_in_root": False,
     },
     {
         "plain": {},
         "lr zero": {"lr": 0.0},
         "large eps": {"eps": 0.1},
+        "eps in root": {"eps": 0.1, "eps_in_root": True},
         "small alpha": {"alpha": 0.2},
         "no alpha": {"alpha": 0.0},
         **DECAYS,

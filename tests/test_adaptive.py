@@ -336,6 +336,16 @@ def test_state_of_another_form_is_refused(function: Any, state: str) -> None:
     assert np.all(p == 1)
 
 
+def test_eps_of_rmsprop_in_the_root() -> None:
+    """g / sqrt(s + eps) for g / (sqrt(s) + eps): 2 / sqrt(1 + 3), and centered, of s - a**2."""
+    for centered, root in ((False, 4.0), (True, 3.75)):
+        p = np.zeros(1)
+        fs.fused_rmsprop_step(
+            p, np.array([2.0]), lr=1.0, alpha=0.75, eps=3.0, centered=centered, eps_in_root=True
+        )
+        assert p[0] == -2.0 / root**0.5
+
+
 @pytest.mark.parametrize("options", [{}, {"momentum": 0.0}])
 def test_nesterov_of_rmsprop_needs_momentum(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"nesterov: needs momentum > 0, got momentum = 0\.0"):

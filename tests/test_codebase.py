@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import inspect
 import os
 import re
@@ -20,7 +21,12 @@ from subprocesses import run_python
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = ROOT / "csrc"
 PACKAGE = ROOT / "python" / "fusedstep"
-FRAMEWORKS = {"torch", "jax", "jaxlib", "cupy", "tensorflow", "paddle", "mlx"}
+FRAMEWORKS = {"torch", "jax", "jaxlib", "cupy", "tensorflow", "paddle", "mlx", "brainstate"}
+# What the packages that are named after a framework may import besides.
+OWN = {
+    "jax": {"jax", "jaxlib", "fusedstep.jax"},
+    "braintools": {"jax", "brainstate", "fusedstep.jax", "fusedstep.braintools"},
+}
 
 pytestmark = pytest.mark.skipif(not SOURCES.exists(), reason="runs in a checkout only")
 
@@ -57,6 +63,7 @@ def files_of(layer: str) -> Iterator[Path]:
         ("rules", {"core", "rules"}),
         ("cpu", {"core", "rules", "cpu"}),
         ("bindings", {"bindings", "core", "cpu"}),
+        ("xla", {"xla", "core"}),
     ],
 )
 def test_who_includes_whom(layer: str, allowed: set[str]) -> None:
@@ -92,6 +99,17 @@ def test_only_bindings_know_python_and_dlpack() -> None:
             assert not [n for n in angled if re.match(r"pybind11|Python\.h|dlpack|numpy", n)], (
                 path.name
             )
+
+
+def test_xla_and_python_meet_in_one_file_only() -> None:
+    """XLA's headers are in the layer of that name alone, which has no pybind11."""
+    for layer in ("core", "rules", "cpu", "bindings"):
+        for path in files_of(layer):
+            assert not [n for n in includes(path)[1] if n.startswith("xla/")], path.name
+    for path in files_of("xla"):
+        angled = includes(path)[1]
+        assert not [n for n in angled if n.startswith(("pybind11", "dlpack"))], path.name
+        assert "Python.h" not in angled or path.name == "module.cpp"
 
 
 def test_rules_are_named_only_by_themselves() -> None:
@@ -153,14 +171,18 @@ def test_kernel_objects_export_one_symbol_and_no_weak_one(isa: str, tmp_path: Pa
     assert isa in exported[0]
 
 
-def test_module_exports_nothing_of_ours_but_its_init_function() -> None:
+@pytest.mark.parametrize("module", ["_core", "_xla"])
+def test_module_exports_nothing_of_ours_but_its_init_function(module: str) -> None:
     if not shutil.which("nm"):
         pytest.skip("needs nm")
+    spec = importlib.util.find_spec(f"fusedstep.{module}")
+    if spec is None:
+        pytest.skip(f"this build has no {module}")
     listing = subprocess.run(
-        ["nm", "-D", "--defined-only", _core.__file__], capture_output=True, text=True, check=True
+        ["nm", "-D", "--defined-only", str(spec.origin)], capture_output=True, text=True, check=True
     )
     names = {line.split()[-1] for line in listing.stdout.splitlines()}
-    assert names == {"PyInit__core"}
+    assert names == {f"PyInit_{module}"}
 
 
 def test_module_needs_no_openmp_runtime() -> None:
@@ -190,9 +212,13 @@ def imports(path: Path) -> set[str]:
 
 
 def test_no_framework_is_imported_by_any_module() -> None:
-    for path in PACKAGE.glob("*.py"):
+    """But by the one that is named after it."""
+    for path in PACKAGE.rglob("*.py"):
         roots = {name.split(".")[0] for name in imports(path)}
-        assert not roots & FRAMEWORKS, path.name
+        roots |= {".".join(name.split(".")[:2]) for name in imports(path)}
+        own = OWN.get(path.relative_to(PACKAGE).parts[0], set())
+        packages = {f"fusedstep.{name}" for name in OWN}
+        assert not roots & ((FRAMEWORKS | packages) - own), path.name
 
 
 def test_schedules_stand_alone() -> None:

@@ -28,15 +28,18 @@ MODULES = [
     for _, name, _ in pkgutil.walk_packages(fs.__path__, "fusedstep.")
     if "__main__" not in name
 ]
+# A line that imports one of these needs the framework behind it.
+NEEDED = {"torch": "torch", "jax": "jax", "braintools": "brainstate", "brainstate": "brainstate"}
+IMPORTS = re.compile(
+    rf"^(?:>>> )? *(?:import|from) (?:fusedstep\.)?({'|'.join(NEEDED)})\b", re.MULTILINE
+)
 
 
 def marked(name: str, text: str, value: Any) -> Any:
     """A parameter of a test, with the mark of the framework that the text imports."""
-    used = re.search(
-        r"^(?:>>> )? *(?:import|from) (?:fusedstep\.)?(torch|jax)\b", text, re.MULTILINE
-    )
-    marks = [pytest.mark.framework(used[1])] if used else []
-    return pytest.param(value, id=name, marks=marks)
+    used = IMPORTS.findall(text)
+    needed = max((NEEDED[each] for each in used), key=list(NEEDED).index, default=None)
+    return pytest.param(value, id=name, marks=pytest.mark.framework(needed) if needed else ())
 
 
 @pytest.mark.parametrize("name", [marked(n, f"import {n}", n) for n in ("fusedstep", *MODULES)])
@@ -84,6 +87,16 @@ def test_every_public_name_is_in_the_api_page(monkeypatch: pytest.MonkeyPatch) -
     text = tables(monkeypatch).api()
     listed = re.findall(r"^\.\. auto\w+:: fusedstep\.(\w+)$", text, re.MULTILINE)
     assert sorted([*listed, "__version__"]) == sorted(fs.__all__)
+
+
+@pytest.mark.framework("jax")
+@pytest.mark.skipif(not PAGES, reason="runs in a checkout only")
+def test_every_public_name_for_jax_is_in_the_api_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    import fusedstep.jax as fj
+
+    text = tables(monkeypatch).jax_api()
+    listed = re.findall(r"^\.\. auto\w+:: fusedstep\.jax\.(\w+)$", text, re.MULTILINE)
+    assert sorted(listed) == sorted(fj.__all__)
 
 
 @pytest.mark.skipif(not PAGES, reason="runs in a checkout only")

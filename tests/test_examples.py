@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
-# `make demo` and `make demo-torch`, with packages of their own.
-DEMOS = {"digits.py", "char_transformer.py"}
+# `make demo`, `make demo-torch` and `make demo-jax`, with packages of their own.
+DEMOS = {"digits.py", "char_transformer.py", "jax_digits.py"}
 
 pytestmark = pytest.mark.skipif(not EXAMPLES.exists(), reason="runs in a checkout only")
 
 
-def run(name: str, *arguments: int | str, folder: Path | None = None) -> str:
+def run(name: str, *arguments: object, folder: Path | None = None) -> str:
     """What an example prints; a warning is an error."""
     command = [sys.executable, "-W", "error", str(EXAMPLES / name), *map(str, arguments)]
     done = subprocess.run(
@@ -101,3 +101,17 @@ def test_char_transformer(tmp_path: Path) -> None:
         assert float(difference) < 1e-4
     assert len(set(re.findall(r"to ([\d.]+),", text))) == 3
     assert (tmp_path / "demo-torch.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.framework("jax")
+def test_jax_digits(tmp_path: Path) -> None:
+    """The same curve with fusedstep.jax as with optax, and a network that has learned."""
+    pytest.importorskip("matplotlib")
+    picture = tmp_path / "curves.png"
+    text = run("jax_digits.py", 8, picture)
+    results = dict(re.findall(r"^(\w+): loss [\d.]+, ([\d.]+)% of the test set right$", text, re.M))
+    assert results.keys() == {"fusedstep", "optax"}
+    assert all(float(accuracy) > 95 for accuracy in results.values())
+    (difference,) = re.findall(r"largest difference of the losses: (\S+)", text)
+    assert float(difference) < 1e-4
+    assert picture.read_bytes().startswith(b"\x89PNG")

@@ -72,7 +72,10 @@ def test_caffe_exp_and_poly() -> None:
 
 
 @pytest.mark.parametrize("staircase", [False, True])
-@pytest.mark.parametrize(("rate", "end"), [(0.5, None), (0.5, 0.02), (2.0, None), (2.0, 0.7)])
+@pytest.mark.parametrize(
+    ("rate", "end"),
+    [(0.5, None), (0.5, 0.02), (0.5, 0.2), (2.0, None), (2.0, 0.7), (2.0, 0.05)],
+)
 @pytest.mark.parametrize("begin", [0, 9])
 def test_optax_exponential_decay(
     rate: float, end: float | None, begin: int, staircase: bool

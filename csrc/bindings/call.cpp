@@ -104,7 +104,7 @@ std::string immutable_fix(PyObject* object) {
   const bool jax = type.rfind("jax", 0) == 0;
   return " is a " + type + ", which is immutable: it can be a gradient, but nothing can be " +
          "updated in it; " +
-         (jax ? "pass NumPy arrays, or use a JAX transformation" : "pass a mutable array");
+         (jax ? "pass NumPy arrays, or use fusedstep.jax" : "pass a mutable array");
 }
 
 }  // namespace

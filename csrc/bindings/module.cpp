@@ -9,6 +9,7 @@
 #include <optional>
 
 #include "bindings/buffer.hpp"
+#include "bindings/c_api.hpp"
 #include "bindings/functional.hpp"
 #include "bindings/plan.hpp"
 #include "bindings/result.hpp"
@@ -138,6 +139,7 @@ PYBIND11_MODULE(_core, module) {
   bind_result(module);
   bind_functional(module);
   bind_plan(module);
+  bind_c_api(module);
 }
 
 }  // namespace fusedstep::bindings

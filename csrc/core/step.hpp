@@ -67,6 +67,15 @@ FUSEDSTEP_HD typename Rule::Hyper hyper_of(const Row& row) {
   return hyper;
 }
 
+/// Whose threads run a parallel region, if not this library's own.
+struct Executor {
+  void* context;
+  /// Runs `body(body_context, worker)` as cpu::run_region does: on up to `threads` threads at once,
+  /// the caller being worker 0, and returns when all that started have returned. Fewer may start.
+  void (*run)(void* context, int threads, void (*body)(void* body_context, int worker),
+              void* body_context);
+};
+
 struct StepCall {
   /// What Tensor::chunk_sums, sums of squares over the chunks of a tensor, are for.
   enum class Sums : std::uint8_t {
@@ -94,7 +103,8 @@ struct StepCall {
   /// single one if `joint`. With `measure_norm` too, the gradients are only judged as finite or
   /// not.
   const double* given_norms;
-  int num_threads;  ///< upper bound; small calls stay on the calling thread
+  int num_threads;                     ///< upper bound; small calls stay on the calling thread
+  const Executor* executor = nullptr;  ///< null: the threads of this library
 };
 
 /// What a step reports. The caller owns the arrays.

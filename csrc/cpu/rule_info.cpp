@@ -3,7 +3,7 @@
 #include <iterator>
 #include <type_traits>
 
-#include "cpu/float_env.hpp"
+#include "core/float_env.hpp"
 
 namespace fusedstep::cpu {
 

@@ -10,8 +10,8 @@
 #include <limits>
 #include <vector>
 
+#include "core/float_env.hpp"
 #include "core/norm_tree.hpp"
-#include "cpu/float_env.hpp"
 #include "cpu/kernels.hpp"
 #include "cpu/placement.hpp"
 #include "cpu/staging.hpp"
@@ -231,7 +231,9 @@ void Job::run_on_threads(Stage stage) {
     const FloatEnvironment environment;
     static_cast<Job*>(job)->work(worker);
   };
-  run_region(threads_, body, this);
+  const Executor* executor = call_.executor;
+  executor ? executor->run(executor->context, threads_, body, this)
+           : run_region(threads_, body, this);
 }
 
 void Job::start(Stage stage) {
@@ -351,6 +353,20 @@ double plain(double norm) {
   return std::isnan(norm) ? std::numeric_limits<double>::quiet_NaN() : norm;
 }
 
+/// Of several parts together. Scaled by a power of two, which is exact, so that large norms do not
+/// overflow.
+double joined(const double* norms, std::int64_t count) {
+  double largest = 0, sum = 0;
+  for (std::int64_t k = 0; k < count; ++k) largest = std::max(largest, norms[k]);
+  const bool scalable = largest > 0 && std::isfinite(largest);
+  const int exponent = scalable ? std::ilogb(largest) : 0;
+  for (std::int64_t k = 0; k < count; ++k) {
+    const double norm = std::ldexp(norms[k], -exponent);
+    sum += norm * norm;
+  }
+  return plain(std::ldexp(std::sqrt(sum), exponent));
+}
+
 void Job::report_norms() {
   for (int k = 0; k < call_.num_scopes; ++k) {
     const double norm = work_.trees[single_tree_ ? 0 : static_cast<std::size_t>(k)].norm;
@@ -402,19 +418,9 @@ void Job::share_given_norms() {
   outcome_.norm = call_.joint ? outcome_.norms[0] : joint_norm();
 }
 
-/// The norm of all scopes together. Scaled by a power of two, which is exact, so that large norms
-/// do not overflow.
+/// The norm of all scopes together.
 double Job::joint_norm() const {
-  if (single_tree_) return outcome_.norms[0];
-  double largest = 0, sum = 0;
-  for (int k = 0; k < call_.num_scopes; ++k) largest = std::max(largest, outcome_.norms[k]);
-  const bool scalable = largest > 0 && std::isfinite(largest);
-  const int exponent = scalable ? std::ilogb(largest) : 0;
-  for (int k = 0; k < call_.num_scopes; ++k) {
-    const double norm = std::ldexp(outcome_.norms[k], -exponent);
-    sum += norm * norm;
-  }
-  return plain(std::ldexp(std::sqrt(sum), exponent));
+  return single_tree_ ? outcome_.norms[0] : joined(outcome_.norms, call_.num_scopes);
 }
 
 std::int64_t Job::first_nonfinite() {
@@ -443,6 +449,11 @@ void Job::prepare_rows(const double* norms) {
 void step(const StepCall& call, StepOutcome& outcome) {
   outcome.skipped = false;
   Job(call, outcome, false).run();
+}
+
+double join_norms(const double* norms, std::int64_t count) {
+  const FloatEnvironment environment;
+  return count == 1 ? norms[0] : joined(norms, count);
 }
 
 double sum_squares(const Tensor* tensors, std::int64_t num_tensors, int num_threads) {

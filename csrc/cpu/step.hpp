@@ -8,6 +8,9 @@ namespace fusedstep::cpu {
 /// Safe to call from several threads at once on disjoint tensors.
 void step(const StepCall& call, StepOutcome& outcome);
 
+/// The norm of several parts together, from theirs: sqrt(sum norm^2), which does not overflow.
+double join_norms(const double* norms, std::int64_t count);
+
 /// Sum of the squares of all gradients, in float64 over the fixed tree; uses only the grad fields,
 /// `numel` and `param_dtype` (the arithmetic type of staged gradients). Tensors with `chunk_sums`
 /// get those of their chunks.

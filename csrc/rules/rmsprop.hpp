@@ -11,7 +11,7 @@ namespace fusedstep {
 ///   s <- average(g*g, s)                    weights 1 - alpha, alpha
 ///   a <- average(g, a)                      (c) weights 1 - alpha, alpha
 ///   s - a*a instead of s in d               (c) not below 0
-///   d <- sqrt(s) + eps
+///   d <- sqrt(s + E) + eps                  E = 0, or eps under the root and 0 beside it
 ///   u <- g / d
 ///   v <- fma(A, v, u)                       (v) A = momentum
 ///   u <- fma(N1, v, N2*u)                   (v) N1 = next momentum, N2 = 1 with Nesterov's form;
@@ -20,7 +20,8 @@ namespace fusedstep {
 ///
 /// Rounding can make s - a*a negative; it is a variance, so 0 is taken then (torch gets NaN).
 /// Sources: Hinton 2012, lecture 6e; Graves 2013, eq. 38-45 (centered, momentum);
-/// torch.optim.RMSprop. Momentum in Nesterov's form: Sutskever et al. 2013 on the scaled gradient.
+/// torch.optim.RMSprop; eps under the root: TensorFlow, Keras, optax. Momentum in Nesterov's form:
+/// Sutskever et al. 2013 on the scaled gradient.
 struct RmspropFormula {
   static constexpr const char* const* scalars = nullptr;
   static constexpr const char* hypers[] = {"lr",
@@ -30,14 +31,17 @@ struct RmspropFormula {
                                            "next_momentum",
                                            "nesterov",
                                            "weight_decay",
-                                           "decoupled_weight_decay"};
-  static constexpr const char* coefficients[] = {"wd", "c", "b", "A", "N1", "N2", "S", "eps", "D"};
-  /// Coefficients (by index) that an ordinary form may lack: wd, N2, D; that it does lack: b.
+                                           "decoupled_weight_decay",
+                                           "eps_in_root"};
+  static constexpr const char* coefficients[] = {"wd", "c", "b",   "A", "N1",
+                                                 "N2", "S", "eps", "D", "E"};
+  /// Coefficients (by index) that an ordinary form may lack: wd, N2, D; that it does lack: b, E.
   static constexpr int optional_terms[] = {0, 5, 8};
-  static constexpr int rare_terms[] = {2};
+  static constexpr int rare_terms[] = {2, 9};
 
   struct Hyper {
-    double lr, alpha, eps, momentum, next_momentum, nesterov, weight_decay, decoupled_weight_decay;
+    double lr, alpha, eps, momentum, next_momentum, nesterov, weight_decay, decoupled_weight_decay,
+        eps_in_root;
   };
 
   FUSEDSTEP_HD static void prepare(const Hyper& h, const Progress& /*at*/, double* k) {
@@ -47,13 +51,14 @@ struct RmspropFormula {
     k[4] = h.nesterov != 0 ? h.next_momentum : 1.0;
     k[5] = h.nesterov != 0 ? 1.0 : 0.0;
     k[6] = -h.lr;
-    k[7] = h.eps;
+    k[7] = h.eps_in_root != 0 ? 0.0 : h.eps;
     k[8] = h.decoupled_weight_decay != 0 ? h.lr * h.weight_decay : 0.0;
+    k[9] = h.eps_in_root != 0 ? h.eps : 0.0;
   }
 
   template <class T>
   struct Coefficients {
-    Term<T> wd, c, b, A, N1, N2, S, eps, minus_D;
+    Term<T> wd, c, b, A, N1, N2, S, eps, minus_D, E;
     template <class Source>  // const double*, or KnownTerms of it
     FUSEDSTEP_HD explicit Coefficients(const Source& k)
         : wd(k[0]),
@@ -64,7 +69,8 @@ struct RmspropFormula {
           N2(k[5]),
           S(k[6]),
           eps(k[7]),
-          minus_D(-k[8]) {}
+          minus_D(-k[8]),
+          E(k[9]) {}
   };
 };
 
@@ -86,6 +92,7 @@ struct RmspropForm : RmspropFormula {
       a = average(k.c, k.b, g, a);
       variance = larger(V(T(0)), fma(-a, a, s));
     }
+    variance = add_scaled(k.E, V(T(1)), variance);
     V u = g / (sqrt(variance) + V(k.eps.value));
     if constexpr (has_momentum) {
       V& v = slot[centered ? 2 : 1];

@@ -13,6 +13,7 @@ from fusedstep.hyperparameters import (
     Centered,
     DecoupledWeightDecay,
     Eps,
+    EpsInRoot,
     GradClipNorm,
     GradClipScope,
     GradClipValue,
@@ -309,7 +310,8 @@ class RMSprop(
         v_t &= \mu\, v_{t-1} + u_t \\
         p_t &= p_{t-1} - \eta\, v_t
 
-    Without momentum :math:`v_t = u_t`. With `nesterov=True` the step is :math:`u_t + \mu\, v_t`.
+    With `eps_in_root=True` the denominator is :math:`\sqrt{s_t + \epsilon}`. Without momentum
+    :math:`v_t = u_t`. With `nesterov=True` the step is :math:`u_t + \mu\, v_t`.
     With `centered=True` the root is that of :math:`s_t - a_t^2`, where :math:`a_t` is the average
     of the gradients; where rounding makes it negative it counts as 0 (PyTorch gets NaN). On a
     gradient that never changes that variance goes to 0: :math:`\epsilon` alone bounds the step.
@@ -370,6 +372,7 @@ class RMSprop(
         *,
         next_momentum: NextMomentum = None,
         nesterov: Nesterov = False,
+        eps_in_root: EpsInRoot = False,
         decoupled_weight_decay: DecoupledWeightDecay = False,
         grad_clip_norm: GradClipNorm = None,
         grad_clip_value: GradClipValue = None,

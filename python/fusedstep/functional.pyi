@@ -10,6 +10,7 @@ from fusedstep.hyperparameters import (
     Dampening,
     DecoupledWeightDecay,
     Eps,
+    EpsInRoot,
     GradClipNorm,
     GradClipScope,
     GradClipValue,
@@ -377,6 +378,7 @@ def fused_rmsprop_step(
     centered: Centered = False,
     next_momentum: NextMomentum = None,
     nesterov: Nesterov = False,
+    eps_in_root: EpsInRoot = False,
     decoupled_weight_decay: DecoupledWeightDecay = False,
     grad_clip_norm: GradClipNorm = None,
     grad_clip_value: GradClipValue = None,
@@ -397,7 +399,8 @@ def fused_rmsprop_step(
         v_t &= \mu\, v_{t-1} + u_t \\
         p_t &= p_{t-1} - \eta\, v_t
 
-    Without momentum :math:`v_t = u_t`. With `nesterov=True` the step is :math:`u_t + \mu\, v_t`.
+    With `eps_in_root=True` the denominator is :math:`\sqrt{s_t + \epsilon}`. Without momentum
+    :math:`v_t = u_t`. With `nesterov=True` the step is :math:`u_t + \mu\, v_t`.
     With `centered=True` the root is that of :math:`s_t - a_t^2`, where :math:`a_t` is the average
     of the gradients; where rounding makes it negative it counts as 0 (PyTorch gets NaN). On a
     gradient that never changes that variance goes to 0: :math:`\epsilon` alone bounds the step.
@@ -429,6 +432,8 @@ def fused_rmsprop_step(
             Nesterov's form uses when the momentum changes from step to step. None: what the
             momentum's schedule or function says, else the same as `momentum`.
         nesterov: True steps along `g + mu v` instead of along `v`.
+        eps_in_root: True adds `eps` under the square root (TensorFlow, Keras, optax, braintools),
+            False to the root (PyTorch).
         decoupled_weight_decay: True decays the parameter itself, `p -= lr wd p`, not through the
             gradient.
         grad_clip_norm: Largest norm of all gradients of the step together (see `grad_clip_scope`),

@@ -111,6 +111,12 @@ MomentumDecay = Annotated[
     "How quickly the momentum of NAdam warms up to `betas[0]` from half of it, >= 0: "
     "`mu_t = betas[0] (1 - 0.96**(t momentum_decay) / 2)`. Dozat's report has 0.004, Keras 3 1.",
 ]
+EpsInRoot = Annotated[
+    bool,
+    Flag(),
+    "True adds `eps` under the square root (TensorFlow, Keras, optax, braintools), False to the "
+    "root (PyTorch).",
+]
 Amsgrad = Annotated[
     bool, Flag(), "True divides by the largest average of squares so far, which is kept as state."
 ]

@@ -140,10 +140,10 @@ void check_coefficients() {
     check_prepare<NAdam>({lr, b1, b1, b2, eps, 0.0, wd, decoupled}, at,
                          {coupled, 1 - b1, 0, 0, b2, (1 - mu) / (1 - mu / 2),
                           mu / (1 - mu * mu / 2), root, -lr, eps, D});
-    check_prepare<RmspropCenteredMomentum>({lr, b2, eps, 0.5, 0.625, 0.0, wd, decoupled}, at,
-                                           {coupled, 0, b2, 0.5, 1, 0, -lr, eps, D});
-    check_prepare<RmspropCenteredMomentum>({lr, b1, eps, 0.5, 0.625, 1.0, wd, decoupled}, at,
-                                           {coupled, 1 - b1, 0, 0.5, 0.625, 1, -lr, eps, D});
+    check_prepare<RmspropCenteredMomentum>({lr, b2, eps, 0.5, 0.625, 0.0, wd, decoupled, 0.0}, at,
+                                           {coupled, 0, b2, 0.5, 1, 0, -lr, eps, D, 0});
+    check_prepare<RmspropCenteredMomentum>({lr, b1, eps, 0.5, 0.625, 1.0, wd, decoupled, 1.0}, at,
+                                           {coupled, 1 - b1, 0, 0.5, 0.625, 1, -lr, 0, D, eps});
   }
   check_prepare<Accumulate>({0.5, 0.25}, at, {0.5, 0.25});
 }

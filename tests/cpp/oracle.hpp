@@ -160,7 +160,7 @@ void apply(AdamAmsgrad, const double* k, T& p, T g, T* slots) {
 }
 
 /// With grad_avg `a` and momentum_buffer `v`, which a rule may not keep. k: wd, c, b, A, N1, N2, S,
-/// eps, D.
+/// eps, D, E.
 template <class T>
 void rmsprop(const double* k, T& p, T g, T& s, T* a, T* v) {
   g = add_scaled(k[0], p, g);
@@ -171,6 +171,7 @@ void rmsprop(const double* k, T& p, T g, T& s, T* a, T* v) {
     variance = std::fma(-*a, *a, s);
     if (variance < 0) variance = 0;
   }
+  if (k[9] != 0) variance += static_cast<T>(k[9]);
   T u = g / (std::sqrt(variance) + static_cast<T>(k[7]));
   if (v) {
     *v = add_scaled(k[3], *v, u);

@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from fusedstep.ranges import Count, shown
 from fusedstep.schedules.base import LEARNING_RATE, Schedule
-from fusedstep.schedules.shapes import half_cosine, interpolated
+from fusedstep.schedules.shapes import (
+    choose,
+    half_cosine,
+    interpolated,
+    is_array,
+    passed,
+    select,
+    smaller,
+)
 
 
 class CosineAnnealingLR(Schedule):
@@ -86,13 +96,23 @@ class CosineAnnealingWarmRestarts(Schedule):
 
     def at(self, t: int) -> float:
         """The learning rate of epoch `t`."""
-        length = self.T_0
         if self.T_mult == 1:
-            t %= length
-        while t >= length:  # a logarithm would round, and miss the borders of long runs
-            t -= length
+            return self._in_run(t % self.T_0, self.T_0)
+        # The runs that may have begun; a logarithm would round, and miss the borders of long runs.
+        end = 2**31 if is_array(t) else t + 1
+        begins, length = [0], self.T_0
+        while begins[-1] + length < end:
+            begins.append(begins[-1] + length)
             length *= self.T_mult
-        return interpolated(self.eta_min, self.base_lr, half_cosine(t / length))
+        runs = [
+            partial(self._in_run, t - begin, self.T_0 * self.T_mult**k)
+            for k, begin in enumerate(begins)
+        ]
+        return choose(passed(begins[1:], t), runs)
+
+    def _in_run(self, t: int, length: int) -> float:
+        place = t / float(length)  # the last run may be longer than an integer of t's kind can be
+        return interpolated(self.eta_min, self.base_lr, half_cosine(place))
 
 
 class WarmupCosineSchedule(Schedule):
@@ -139,10 +159,10 @@ class WarmupCosineSchedule(Schedule):
 
     def at(self, t: int) -> float:
         """The learning rate of step `t`."""
-        if t < self.warmup_steps:
-            return interpolated(self.warmup_start_lr, self.base_lr, t / self.warmup_steps)
+        rise = interpolated(self.warmup_start_lr, self.base_lr, t / max(self.warmup_steps, 1))
         share = (t - self.warmup_steps) / (self.total_steps - self.warmup_steps)
-        return interpolated(self.eta_min, self.base_lr, half_cosine(min(share, 1.0)))
+        fall = interpolated(self.eta_min, self.base_lr, half_cosine(smaller(share, 1.0)))
+        return select(t < self.warmup_steps, rise, fall)
 
 
 class WarmupScheduler(Schedule):
@@ -179,5 +199,6 @@ class WarmupScheduler(Schedule):
 
     def at(self, t: int) -> float:
         """The learning rate of epoch `t`."""
-        share = t / self.warmup_epochs if t < self.warmup_epochs else 1.0
-        return interpolated(self.warmup_start_lr, self.base_lr, share)
+        if self.warmup_epochs == 0:
+            return self.base_lr
+        return interpolated(self.warmup_start_lr, self.base_lr, t / self.warmup_epochs)

@@ -229,7 +229,8 @@ class Schedule(_Curve):
         """The learning rate of epoch `t` (from 0), whatever the counter says.
 
         `lr=schedule.at` makes an optimizer that counts by itself: `t` is then the number of steps
-        it has applied.
+        it has applied. `t` may also be an array, such as a step count that JAX traces; the value is
+        then an array of its library.
         """
 
     @property

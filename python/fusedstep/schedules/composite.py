@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
 from collections.abc import Callable, Iterable
+from functools import partial
 
 from fusedstep.ranges import shown
 from fusedstep.schedules.base import LEARNING_RATE, DerivedSchedule, Schedule
 from fusedstep.schedules.plateau import ReduceLROnPlateau
-from fusedstep.schedules.shapes import increasing
+from fusedstep.schedules.shapes import choose, increasing, is_array, larger, passed
 
 
 class _Composite(DerivedSchedule):
@@ -76,9 +76,12 @@ class SequentialLR(_Composite):
 
     def at(self, t: int) -> float:
         """The learning rate of epoch `t`."""
-        index = bisect_right(self.milestones, t)
-        begin = self.milestones[index - 1] if index else 0
-        return self.schedules[index].at(t - begin)
+        begins = (0, *self.milestones)
+        values = [
+            partial(schedule.at, larger(t - begin, 0))
+            for schedule, begin in zip(self.schedules, begins, strict=True)
+        ]
+        return choose(passed(self.milestones, t), values)
 
 
 class ChainedScheduler(_Composite):
@@ -151,5 +154,7 @@ class LambdaLR(Schedule):
 
     def at(self, t: int) -> float:
         """The learning rate of epoch `t`."""
-        factor = LEARNING_RATE.number(f"lr_lambda({t})", self.lr_lambda(t))
+        factor = self.lr_lambda(t)
+        if not is_array(factor):
+            factor = LEARNING_RATE.number(f"lr_lambda({t})", factor)
         return self.base_lr * factor

@@ -13,6 +13,7 @@ from fusedstep.schedules.shapes import (
     FRACTION,
     cycle_scale,
     interpolated,
+    is_array,
     one_cycle,
     triangle,
 )
@@ -164,4 +165,5 @@ class CyclicLR(Schedule):
         if self.scale_fn is None:
             return cycle_scale(t, cycle, self.mode, self.gamma)
         x = cycle if self.scale_mode == "cycle" else t
-        return FRACTION.number(f"scale_fn({x})", self.scale_fn(x))
+        scale = self.scale_fn(x)
+        return scale if is_array(scale) else FRACTION.number(f"scale_fn({x})", scale)

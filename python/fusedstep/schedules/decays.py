@@ -6,7 +6,15 @@ import math
 
 from fusedstep.ranges import Count, Flag, Real
 from fusedstep.schedules.base import Schedule
-from fusedstep.schedules.shapes import FACTOR, FRACTION, interpolated, power
+from fusedstep.schedules.shapes import (
+    FACTOR,
+    FRACTION,
+    interpolated,
+    larger,
+    power,
+    select,
+    smaller,
+)
 
 
 class ExponentialLR(Schedule):
@@ -83,14 +91,12 @@ class ExponentialDecayLR(Schedule):
 
     def at(self, t: int) -> float:
         """The learning rate of step `t`."""
-        passed = max(t - self.transition_begin, 0)
-        if passed == 0:
-            return self.base_lr
+        passed = larger(t - self.transition_begin, 0)
         exponent = passed // self.decay_steps if self.staircase else passed / self.decay_steps
-        value = self.base_lr * power(self.decay_rate, exponent)
+        value = select(passed > 0, self.base_lr * power(self.decay_rate, exponent), self.base_lr)
         if self.end_value is None:
             return value
-        limit = max if self.decay_rate < 1.0 else min
+        limit = larger if self.decay_rate < 1.0 else smaller
         return limit(value, self.end_value)
 
 
@@ -215,5 +221,5 @@ class PolynomialLR(Schedule):
 
     def at(self, t: int) -> float:
         """The learning rate of epoch `t`."""
-        left = max(self.total_iters - t, 0) / self.total_iters
+        left = larger(self.total_iters - t, 0) / self.total_iters
         return self.base_lr * power(left, self.power)

@@ -14,7 +14,10 @@ from fusedstep.schedules.shapes import (
     FRACTION,
     cycle_scale,
     interpolated,
+    is_array,
     one_cycle,
+    select,
+    smaller,
     triangle,
 )
 
@@ -48,7 +51,7 @@ class SutskeverMomentum(MomentumSchedule):
 
     def at(self, t: int) -> float:
         """The momentum of step `t`."""
-        return min(1.0 - 1.0 / (2 * (t // self.period + 1)), self.max_momentum)
+        return smaller(1.0 - 1.0 / (2 * (t // self.period + 1)), self.max_momentum)
 
 
 class NesterovMomentum(MomentumSchedule):
@@ -88,10 +91,15 @@ class NesterovMomentum(MomentumSchedule):
 
     def at(self, t: int) -> float:
         """The momentum of step `t`."""
+        if self.r is not None:
+            return select(t == 0, 0.0, (t - 1) / (t - 1 + self.r))
+        if is_array(t):
+            raise TypeError(
+                "at: without r the sequence has no closed form, and so no value at a step that is "
+                "an array; with r=3 it is nearly the same"
+            )
         if t == 0:
             return 0.0
-        if self.r is not None:
-            return (t - 1) / (t - 1 + self.r)
         a = _nesterov_a(t - 1)
         return (a - 1.0) / _after(a)
 

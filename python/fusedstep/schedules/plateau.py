@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar, SupportsFloat
+from typing import Any, ClassVar, NamedTuple, SupportsFloat
 
 from fusedstep.ranges import Check, Choice, Count, Real, shown
 from fusedstep.schedules.base import LEARNING_RATE, Schedule
+from fusedstep.schedules.shapes import larger, select
+
+
+class Counters(NamedTuple):
+    """What a plateau schedule remembers from epoch to epoch."""
+
+    best: float
+    num_bad_epochs: int
+    cooldown_counter: int
 
 
 class ReduceLROnPlateau(Schedule):
@@ -96,29 +105,41 @@ class ReduceLROnPlateau(Schedule):
         """Moves on by one epoch that ended with the metric: a number, or an array of one."""
         value = _number(metric)
         self.last_epoch += 1
-        self.num_bad_epochs += 1
-        if self._is_better(value):
-            self.best, self.num_bad_epochs = value, 0
-        if self.cooldown_counter > 0:
-            self.cooldown_counter -= 1
-            self.num_bad_epochs = 0
-        if self.num_bad_epochs > self.patience:
-            self._reduce()
-            self.cooldown_counter, self.num_bad_epochs = self.cooldown, 0
+        counters = Counters(self.best, self.num_bad_epochs, self.cooldown_counter)
+        (self.best, self.num_bad_epochs, self.cooldown_counter), reduces = self._judged(
+            value, counters
+        )
+        old = self.current_lr
+        new = self._reduced(old) if reduces else old
+        if new != old:
+            self.current_lr = new
 
-    def _is_better(self, value: float) -> bool:
+    def _judged(self, metric: float, counters: Counters) -> tuple[Counters, bool]:
+        """The counters after an epoch, and whether the rate is to be reduced; see `shapes`."""
+        best, bad, cooldown = counters
+        better, cools = self._is_better(metric, best), cooldown > 0
+        best = self._best(best, select(better, metric, best), cools)
+        bad = select(cools, 0, select(better, 0, bad + 1))
+        reduces = bad > self.patience
+        bad = select(reduces, 0, bad)
+        cooldown = select(reduces, self.cooldown, select(cools, cooldown - 1, 0))
+        return Counters(best, bad, cooldown), reduces
+
+    def _best(self, old: float, new: float, cools: bool) -> float:  # noqa: ARG002
+        """What is the best metric after this epoch, in which a cooldown may be under way."""
+        return new
+
+    def _is_better(self, value: float, best: float) -> bool:
         sign = 1.0 if self.mode == "max" else -1.0
         if self.threshold_mode == "rel":
-            limit = self.best * (1.0 + sign * self.threshold)
+            limit = best * (1.0 + sign * self.threshold)
         else:
-            limit = self.best + sign * self.threshold
+            limit = best + sign * self.threshold
         return value > limit if self.mode == "max" else value < limit
 
-    def _reduce(self) -> None:
-        old = self.current_lr
-        new = max(old * self.factor, self.min_lr)
-        if old - new > self.eps:
-            self.current_lr = new
+    def _reduced(self, lr: float) -> float:
+        new = larger(lr * self.factor, self.min_lr)
+        return select(lr - new > self.eps, new, lr)
 
     def _arguments(self) -> dict[str, Any]:
         counters = {"best", "num_bad_epochs", "cooldown_counter"}

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Iterable
+from functools import partial
 
 from fusedstep.ranges import Count
 from fusedstep.schedules.base import LEARNING_RATE, DerivedSchedule, Schedule
-from fusedstep.schedules.shapes import FACTOR, FRACTION, increasing, power, reals
+from fusedstep.schedules.shapes import (
+    FACTOR,
+    FRACTION,
+    choose,
+    increasing,
+    passed,
+    power,
+    reals,
+    select,
+)
 
 
 class ConstantLR(Schedule):
@@ -42,7 +51,7 @@ class ConstantLR(Schedule):
 
     def at(self, t: int) -> float:
         """The learning rate of epoch `t`."""
-        return self.base_lr * self.factor if t < self.total_iters else self.base_lr
+        return select(t < self.total_iters, self.base_lr * self.factor, self.base_lr)
 
 
 class StepLR(Schedule):
@@ -117,7 +126,7 @@ class MultiStepLR(Schedule):
 
     def at(self, t: int) -> float:
         """The learning rate of epoch `t`."""
-        return self.base_lr * power(self.gamma, bisect_right(self.milestones, t))
+        return self.base_lr * power(self.gamma, passed(self.milestones, t))
 
 
 class PiecewiseConstantSchedule(DerivedSchedule):
@@ -163,4 +172,5 @@ class PiecewiseConstantSchedule(DerivedSchedule):
 
     def at(self, t: int) -> float:
         """The learning rate of epoch `t`."""
-        return self.values[bisect_right(self.boundaries, t)]
+        values = [partial(float, value) for value in self.values]
+        return choose(passed(self.boundaries, t), values)

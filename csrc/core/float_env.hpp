@@ -1,7 +1,7 @@
 #pragma once
 #include <cstdint>
 
-namespace fusedstep::cpu {
+namespace fusedstep {
 
 /// While it lives, this thread computes in the default floating-point environment: round to
 /// nearest, denormals kept, exceptions masked. A caller that flushes denormals (as
@@ -44,4 +44,4 @@ class FloatEnvironment {
   FloatEnvironment& operator=(const FloatEnvironment&) = delete;
 };
 
-}  // namespace fusedstep::cpu
+}  // namespace fusedstep

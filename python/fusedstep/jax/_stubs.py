@@ -1,0 +1,68 @@
+"""Writes `constructors.pyi`: the transforms' signatures as type checkers and editors read them.
+
+After a change of an optimizer's signature, with the changed package installed, run
+`python -m fusedstep.jax._stubs python/fusedstep/jax/constructors.pyi`.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from fusedstep.base import Optimizer
+from fusedstep.hyperparameters import Hyperparameter
+from fusedstep.jax.docs import docstring, name_of
+
+_HEAD = '''\
+"""Signatures of the transforms; written by `python -m fusedstep.jax._stubs`."""
+
+from typing import Any
+
+from fusedstep.hyperparameters import (
+{names}
+)
+from fusedstep.jax.transform import Transform
+'''
+
+_FUNCTION = '''
+def {name}(
+    {arguments},
+) -> Transform:
+    r"""{docstring}
+    """
+'''
+
+
+def _argument(hyper: Hyperparameter) -> str:
+    # A number may be an array, which only the device knows; `Any` is what JAX's types are here.
+    number = "" if isinstance(hyper.default, (bool, str)) else " | Any"
+    return f"{hyper.name}: {hyper.alias}{number} = {hyper.default!r}".replace("'", '"')
+
+
+def _function(kind: type[Optimizer]) -> str:
+    lead, *rest = kind.declaration.hypers
+    lines = docstring(kind).rstrip().split("\n")
+    return _FUNCTION.format(
+        name=name_of(kind),
+        arguments=",\n    ".join([_argument(lead), "*", *map(_argument, rest)]),
+        docstring="\n".join(f"    {line}" if line else "" for line in lines).lstrip(),
+    )
+
+
+def stub() -> str:
+    """The text of the stub."""
+    kinds = Optimizer.__subclasses__()
+    names = {hyper.alias for kind in kinds for hyper in kind.declaration.hypers}
+    head = _HEAD.format(names="\n".join(f"    {name}," for name in sorted(names)))
+    return head + "".join(map(_function, kinds))
+
+
+def main() -> None:
+    """Writes the stub to the path given, or beside this file."""
+    default = Path(__file__).with_name("constructors.pyi")
+    target = Path(sys.argv[1]) if len(sys.argv) > 1 else default
+    target.write_text(stub())
+
+
+if __name__ == "__main__":
+    main()
