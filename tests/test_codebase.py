@@ -24,6 +24,7 @@ PACKAGE = ROOT / "python" / "fusedstep"
 FRAMEWORKS = {"torch", "jax", "jaxlib", "cupy", "tensorflow", "paddle", "mlx", "brainstate"}
 # What the packages that are named after a framework may import besides.
 OWN = {
+    "torch": {"torch", "fusedstep.torch"},
     "jax": {"jax", "jaxlib", "fusedstep.jax"},
     "braintools": {"jax", "brainstate", "fusedstep.jax", "fusedstep.braintools"},
 }
