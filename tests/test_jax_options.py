@@ -54,8 +54,7 @@ def test_every_class_has_a_transform() -> None:
 def test_the_stub_is_in_sync() -> None:
     from fusedstep.jax import _stubs
 
-    source = Path(__file__).resolve().parent.parent / "python/fusedstep/jax/constructors.pyi"
-    assert source.read_text() == _stubs.stub(), "python -m fusedstep.jax._stubs PATH writes it"
+    assert Path(fj.__file__).with_name("constructors.pyi").read_text() == _stubs.stub()
 
 
 def test_the_learning_rate_is_the_first_of_every_rule() -> None:

@@ -38,6 +38,12 @@ def _argument(hyper: Hyperparameter) -> str:
     return f"{hyper.name}: {hyper.alias}{default}".replace("'", '"')
 
 
+def indented(docstring: str) -> str:
+    """The lines of a docstring as they stand in a function, but for the indent of the first."""
+    lines = docstring.rstrip().split("\n")
+    return "\n".join(f"    {line}" if line else "" for line in lines).lstrip()
+
+
 def _function(optimizer: type[Optimizer]) -> str:
     declaration = optimizer.declaration
     arguments = [
@@ -48,11 +54,10 @@ def _function(optimizer: type[Optimizer]) -> str:
         *(_argument(hyper) for hyper in declaration.of_function()),
         *("grad_norm: float | None = None", "param_copy: Tree = None"),
     ]
-    lines = function_docstring(optimizer).rstrip().split("\n")
     return _FUNCTION.format(
         name=declaration.function,
         arguments=",\n    ".join(arguments),
-        docstring="\n".join(f"    {line}" if line else "" for line in lines).lstrip(),
+        docstring=indented(function_docstring(optimizer)),
     )
 
 
@@ -66,12 +71,11 @@ def stub() -> str:
     return head + "".join(map(_function, optimizers))
 
 
-def main() -> None:
-    """Writes the stub beside this file, or to the path given."""
-    default = Path(__file__).with_name("functional.pyi")
+def write(text: str, default: Path) -> None:
+    """Writes a stub to the path on the command line, or else to the default."""
     target = Path(sys.argv[1]) if len(sys.argv) > 1 else default
-    target.write_text(stub())
+    target.write_text(text)
 
 
 if __name__ == "__main__":
-    main()
+    write(stub(), Path(__file__).with_name("functional.pyi"))

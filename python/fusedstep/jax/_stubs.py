@@ -6,9 +6,9 @@ After a change of an optimizer's signature, with the changed package installed, 
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
+from fusedstep._stubs import indented, write
 from fusedstep.base import Optimizer
 from fusedstep.hyperparameters import Hyperparameter
 from fusedstep.jax.docs import docstring, name_of
@@ -41,11 +41,10 @@ def _argument(hyper: Hyperparameter) -> str:
 
 def _function(kind: type[Optimizer]) -> str:
     lead, *rest = kind.declaration.hypers
-    lines = docstring(kind).rstrip().split("\n")
     return _FUNCTION.format(
         name=name_of(kind),
         arguments=",\n    ".join([_argument(lead), "*", *map(_argument, rest)]),
-        docstring="\n".join(f"    {line}" if line else "" for line in lines).lstrip(),
+        docstring=indented(docstring(kind)),
     )
 
 
@@ -57,12 +56,5 @@ def stub() -> str:
     return head + "".join(map(_function, kinds))
 
 
-def main() -> None:
-    """Writes the stub to the path given, or beside this file."""
-    default = Path(__file__).with_name("constructors.pyi")
-    target = Path(sys.argv[1]) if len(sys.argv) > 1 else default
-    target.write_text(stub())
-
-
 if __name__ == "__main__":
-    main()
+    write(stub(), Path(__file__).with_name("constructors.pyi"))
