@@ -258,6 +258,11 @@ def test_states_of_another_transform_are_refused() -> None:
     state = fj.momentum().init(params)
     with pytest.raises(ValueError, match="state: has no buffers 'exp_avg'"):
         fj.adam().step(params, state, params)
+    with pytest.raises(ValueError, match="state: has other running products"):
+        fj.nadam().step(params, fj.adam().init(params), params)
+    sgd_state = fj.sgd().init(params)
+    with pytest.raises(ValueError, match="state: it counts the steps of 1 arrays, params has 2"):
+        fj.sgd().step([params, params], sgd_state, [params, params])
     with pytest.raises(TypeError, match="state: expected what init returned, got dict"):
         fj.adam().step(params, {}, params)
     with pytest.raises(ValueError, match=r"state.velocity: not the tree of params"):
