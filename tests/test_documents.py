@@ -30,13 +30,16 @@ MODULES = [
 ]
 
 
-def marked(name: str) -> object:
-    """A parameter; what is about a framework is left out where that is missing."""
-    of_jax = name in {"jax", "fusedstep.jax"} or name.startswith("fusedstep.jax.")
-    return pytest.param(name, marks=pytest.mark.framework("jax") if of_jax else (), id=name)
+def marked(name: str, text: str, value: Any) -> Any:
+    """A parameter of a test, with the mark of the framework that the text imports."""
+    used = re.search(
+        r"^(?:>>> )? *(?:import|from) (?:fusedstep\.)?(torch|jax)\b", text, re.MULTILINE
+    )
+    marks = [pytest.mark.framework(used[1])] if used else []
+    return pytest.param(value, id=name, marks=marks)
 
 
-@pytest.mark.parametrize("name", [*map(marked, ["fusedstep", *MODULES])])
+@pytest.mark.parametrize("name", [marked(n, f"import {n}", n) for n in ("fusedstep", *MODULES)])
 def test_docstrings(name: str) -> None:
     module = importlib.import_module(name)
     finder = doctest.DocTestFinder(exclude_empty=True)
@@ -59,10 +62,9 @@ def test_optimizers_and_functions_have_examples() -> None:
             assert any(test.examples for test in finder.find(member, name)), name
 
 
-@pytest.mark.parametrize("name", [marked(page.stem) for page in PAGES])
-def test_pages(name: str) -> None:
+@pytest.mark.parametrize("page", [marked(page.stem, page.read_text(), page) for page in PAGES])
+def test_pages(page: Path) -> None:
     """All `>>>` blocks of a page, one after the other, in one namespace."""
-    page = DOCS / f"{name}.md"
     text = re.sub(r"^```.*$", "", page.read_text(), flags=re.MULTILINE)
     examples = doctest.DocTestParser().get_doctest(text, {}, page.stem, page.name, 0)
     runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE)
@@ -82,16 +84,6 @@ def test_every_public_name_is_in_the_api_page(monkeypatch: pytest.MonkeyPatch) -
     text = tables(monkeypatch).api()
     listed = re.findall(r"^\.\. auto\w+:: fusedstep\.(\w+)$", text, re.MULTILINE)
     assert sorted([*listed, "__version__"]) == sorted(fs.__all__)
-
-
-@pytest.mark.framework("jax")
-@pytest.mark.skipif(not PAGES, reason="runs in a checkout only")
-def test_every_public_name_for_jax_is_in_the_api_page(monkeypatch: pytest.MonkeyPatch) -> None:
-    import fusedstep.jax as fj
-
-    text = tables(monkeypatch).jax_api()
-    listed = re.findall(r"^\.\. auto\w+:: fusedstep\.jax\.(\w+)$", text, re.MULTILINE)
-    assert sorted(listed) == sorted(fj.__all__)
 
 
 @pytest.mark.skipif(not PAGES, reason="runs in a checkout only")
@@ -129,6 +121,14 @@ def test_every_convention_is_in_its_page(monkeypatch: pytest.MonkeyPatch) -> Non
     for name, entry in NOT_NESTEROV.items():
         assert name in module.not_nesterov()
         assert entry.instead in module.not_nesterov()
+
+
+@pytest.mark.framework("jax")
+@pytest.mark.skipif(not PAGES, reason="runs in a checkout only")
+def test_every_public_name_for_jax_is_in_the_api_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = tables(monkeypatch).jax_api()
+    listed = re.findall(r"^\.\. auto\w+:: fusedstep\.jax\.(\w+)$", text, re.MULTILINE)
+    assert sorted(listed) == sorted(importlib.import_module("fusedstep.jax").__all__)
 
 
 def test_bug_report() -> None:

@@ -7,6 +7,7 @@ After a change of an optimizer's signature or docstring, with the changed packag
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from fusedstep.base import Optimizer
@@ -23,25 +24,35 @@ from fusedstep.hyperparameters import (
 )
 '''
 
-_FUNCTION = '''
+_FUNCTION = """
 def {name}(
     {arguments},
 ) -> StepResult:
-    r"""{docstring}
-    """
-'''
+{docstring}
+"""
+
+
+def quoted(docstring: str) -> str:
+    """A docstring as it stands in the body of a class or function of a stub."""
+    lines = [f'r"""{docstring.rstrip()}', '"""']
+    return "\n".join(f"    {line}" if line else "" for text in lines for line in text.split("\n"))
+
+
+def with_default(name: str, annotation: str, default: object) -> str:
+    """One argument, in the quotes of the house."""
+    return f"{name}: {annotation} = {default!r}".replace("'", '"')
+
+
+def listed(names: Iterable[str]) -> str:
+    """Imported names, one a line."""
+    return "\n".join(f"    {name}," for name in sorted(names))
 
 
 def _argument(hyper: Hyperparameter) -> str:
     # `lr` has a default in the classes only: a call says what it does.
-    default = "" if hyper.name == "lr" else f" = {hyper.default!r}"
-    return f"{hyper.name}: {hyper.alias}{default}".replace("'", '"')
-
-
-def indented(docstring: str) -> str:
-    """The lines of a docstring as they stand in a function, but for the indent of the first."""
-    lines = docstring.rstrip().split("\n")
-    return "\n".join(f"    {line}" if line else "" for line in lines).lstrip()
+    if hyper.name == "lr":
+        return f"{hyper.name}: {hyper.alias}"
+    return with_default(hyper.name, hyper.alias, hyper.default)
 
 
 def _function(optimizer: type[Optimizer]) -> str:
@@ -57,7 +68,7 @@ def _function(optimizer: type[Optimizer]) -> str:
     return _FUNCTION.format(
         name=declaration.function,
         arguments=",\n    ".join(arguments),
-        docstring=indented(function_docstring(optimizer)),
+        docstring=quoted(function_docstring(optimizer)),
     )
 
 
@@ -67,12 +78,11 @@ def stub() -> str:
 
     optimizers = Optimizer.__subclasses__()
     names = {hyper.alias for kind in optimizers for hyper in kind.declaration.of_function()}
-    head = _HEAD.format(names="\n".join(f"    {name}," for name in sorted(names | {"Tree"})))
-    return head + "".join(map(_function, optimizers))
+    return _HEAD.format(names=listed(names | {"Tree"})) + "".join(map(_function, optimizers))
 
 
 def write(text: str, default: Path) -> None:
-    """Writes a stub to the path on the command line, or else to the default."""
+    """Writes a stub to the path that the command line gives, else to `default`."""
     target = Path(sys.argv[1]) if len(sys.argv) > 1 else default
     target.write_text(text)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from fusedstep import _core
@@ -18,19 +19,18 @@ PLACEHOLDER = "The hyper-parameters of the signature."
 _WIDTH = 100
 
 
-def _wrapped(text: str, indent: str) -> str:
+def wrapped(text: str, indent: str, hang: int = 4) -> str:
     """One paragraph; `textwrap` would cost a millisecond of import time."""
     lines = [indent]
     for word in text.split():
         if len(lines[-1]) + 1 + len(word) > _WIDTH - 4:
-            lines.append(f"{indent}   ")
+            lines.append(indent + " " * (hang - 1))
         lines[-1] += word if lines[-1] == indent else f" {word}"
     return "\n".join(lines)
 
 
-def arguments(hypers: tuple[Hyperparameter, ...], indent: str) -> str:
-    """The lines of a docstring's `Args:`."""
-    return "\n".join(_wrapped(f"{hyper.name}: {hyper.doc}", indent) for hyper in hypers)
+def _arguments(hypers: tuple[Hyperparameter, ...], indent: str) -> str:
+    return "\n".join(wrapped(f"{hyper.name}: {hyper.doc}", indent) for hyper in hypers)
 
 
 def class_docstring(text: str, hypers: tuple[Hyperparameter, ...]) -> str:
@@ -38,13 +38,19 @@ def class_docstring(text: str, hypers: tuple[Hyperparameter, ...]) -> str:
     found = re.search(rf"^( *){re.escape(PLACEHOLDER)}$", text, re.MULTILINE)
     if found is None:
         return text
-    return text[: found.start()] + arguments(hypers, found[1]) + text[found.end() :]
+    return text[: found.start()] + _arguments(hypers, found[1]) + text[found.end() :]
 
 
 def sections(text: str) -> dict[str, str]:
     """The parts of a Google-style docstring by title; what comes before the first one is ''."""
     parts = re.split(r"^([A-Z]\w*):\n", inspect.cleandoc(text), flags=re.MULTILINE)
     return {"": parts[0]} | dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+def optional_slots(rules: Iterable[str]) -> set[str]:
+    """State buffers that not all of the rules keep."""
+    kept = [set(_core.rules()[rule]["slots"]) for rule in rules]
+    return set.union(*kept) - set.intersection(*kept)
 
 
 _FUNCTION = """\
@@ -85,8 +91,7 @@ def function_docstring(optimizer: type[Optimizer]) -> str:
     declaration, parts = optimizer.declaration, sections(optimizer.__doc__ or "")
     formula = parts[""].partition(".. math::")[2].strip("\n")
     slots, scalars = declaration.function_slots, scalars_of(declaration)
-    by_rule = [_core.rules()[rule]["slots"] for rule in declaration.function_rules]
-    optional = {slot for slot in slots if not all(slot in own for own in by_rule)}
+    optional = optional_slots(declaration.function_rules)
     state = [*slots, *(scalar.name for scalar in scalars)]
     titles = {"Numerics": "Numerics", "Function": "Example", "References": "References"}
     rest = [f"{new}:\n{parts[old].rstrip()}\n" for old, new in titles.items() if old in parts]
@@ -97,8 +102,8 @@ def function_docstring(optimizer: type[Optimizer]) -> str:
             _SLOT.format(slot=slot, when=" where its form keeps one" if slot in optional else "")
             for slot in slots
         ),
-        scalars="".join(f"{arguments((scalar,), '    ')}\n" for scalar in scalars),
-        hypers=arguments(declaration.of_function(), "    "),
+        scalars="".join(f"{_arguments((scalar,), '    ')}\n" for scalar in scalars),
+        hypers=_arguments(declaration.of_function(), "    "),
         state=f" (`{'`, `'.join(state)}`)" if state else " (empty: the rule keeps none)",
         rest="\n".join(rest),
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fusedstep._stubs import indented, write
+from fusedstep._stubs import listed, quoted, with_default, write
 from fusedstep.base import Optimizer
 from fusedstep.hyperparameters import Hyperparameter
 from fusedstep.jax.docs import docstring, name_of
@@ -24,19 +24,18 @@ from fusedstep.hyperparameters import (
 from fusedstep.jax.transform import Transform
 '''
 
-_FUNCTION = '''
+_FUNCTION = """
 def {name}(
     {arguments},
 ) -> Transform:
-    r"""{docstring}
-    """
-'''
+{docstring}
+"""
 
 
 def _argument(hyper: Hyperparameter) -> str:
     # A number may be an array, which only the device knows; `Any` is what JAX's types are here.
     number = "" if isinstance(hyper.default, (bool, str)) else " | Any"
-    return f"{hyper.name}: {hyper.alias}{number} = {hyper.default!r}".replace("'", '"')
+    return with_default(hyper.name, f"{hyper.alias}{number}", hyper.default)
 
 
 def _function(kind: type[Optimizer]) -> str:
@@ -44,7 +43,7 @@ def _function(kind: type[Optimizer]) -> str:
     return _FUNCTION.format(
         name=name_of(kind),
         arguments=",\n    ".join([_argument(lead), "*", *map(_argument, rest)]),
-        docstring=indented(docstring(kind)),
+        docstring=quoted(docstring(kind)),
     )
 
 
@@ -52,8 +51,7 @@ def stub() -> str:
     """The text of the stub."""
     kinds = Optimizer.__subclasses__()
     names = {hyper.alias for kind in kinds for hyper in kind.declaration.hypers}
-    head = _HEAD.format(names="\n".join(f"    {name}," for name in sorted(names)))
-    return head + "".join(map(_function, kinds))
+    return _HEAD.format(names=listed(names)) + "".join(map(_function, kinds))
 
 
 if __name__ == "__main__":
