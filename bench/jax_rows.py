@@ -82,13 +82,14 @@ class Contender:
         import jax.numpy as jnp
 
         self._wait = jax.block_until_ready
-        self._step = jax.jit(step, donate_argnums=(1, 2))
+        # Parameters before state, going in and coming out: in another order XLA would copy optax's.
+        self._step = jax.jit(lambda p, s, g: step(g, s, p), donate_argnums=(0, 1))
         self._grads = [jnp.array(g) for g in model.grads]
         self.params = [jnp.array(p) for p in model.start]
         self._state = init(self.params)
 
     def run(self) -> None:
-        self.params, self._state = self._step(self._grads, self._state, self.params)
+        self.params, self._state = self._step(self.params, self._state, self._grads)
         self._wait((self.params, self._state))
 
 

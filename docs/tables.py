@@ -22,12 +22,12 @@ def write(folder: Path) -> None:
     parts = {
         "api.md": api(),
         "torch_api.md": torch_api(),
-        "api_jax.md": jax_api(),
         "conventions.md": conventions(),
         "differences.md": differences(),
         "not_nesterov.md": not_nesterov(),
         **{f"oracle_{rule}.md": oracle(rule) for rule in RULES},
         "oracle_helpers.md": functions_of_oracles(n for n in _oracles() if n in helpers()),
+        "jax_api.md": jax_api(),
     }
     for name, text in parts.items():
         (folder / name).write_text(text, encoding="utf-8")

@@ -1,7 +1,7 @@
 """Trains a small JAX network on handwritten digits twice: with `fusedstep.jax` and with optax.
 
 The same start, the same batches, the same arithmetic up to rounding: the curves lie on each other.
-Run `python examples/jax_digits.py [EPOCHS] [PICTURE]`, or `make demo-jax`.
+Run `python examples/jax_digits.py [EPOCHS]`, or `make demo-jax`.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def draw(curves: dict[str, list[float]], path: str) -> None:
     figure.savefig(path)
 
 
-def main(epochs: int = 30, picture: str = "demo-jax.png") -> None:
+def main(epochs: int = 30) -> None:
     x, y = load_digits(return_X_y=True)
     x, x_test, y, y_test = train_test_split((x / 16).astype(np.float32), y, random_state=0)
     tx = fj.nesterov(lr=SCHEDULE, momentum=0.9, weight_decay=1e-4, grad_clip_norm=2.0)
@@ -88,8 +88,8 @@ def main(epochs: int = 30, picture: str = "demo-jax.png") -> None:
         print(f"{name}: loss {curves[name][-1]:.5f}, {100 * right:.1f}% of the test set right")
     difference = max(abs(a - b) for a, b in zip(*curves.values(), strict=True))
     print(f"largest difference of the losses: {difference:.1e}")
-    draw(curves, picture)
+    draw(curves, "demo-jax.png")
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:2]), *sys.argv[2:])
+    main(*map(int, sys.argv[1:]))

@@ -107,11 +107,10 @@ def test_char_transformer(tmp_path: Path) -> None:
 def test_jax_digits(tmp_path: Path) -> None:
     """The same curve with fusedstep.jax as with optax, and a network that has learned."""
     pytest.importorskip("matplotlib")
-    picture = tmp_path / "curves.png"
-    text = run("jax_digits.py", 8, picture)
+    text = run("jax_digits.py", 8, folder=tmp_path)
     results = dict(re.findall(r"^(\w+): loss [\d.]+, ([\d.]+)% of the test set right$", text, re.M))
     assert results.keys() == {"fusedstep", "optax"}
     assert all(float(accuracy) > 95 for accuracy in results.values())
     (difference,) = re.findall(r"largest difference of the losses: (\S+)", text)
     assert float(difference) < 1e-4
-    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "demo-jax.png").read_bytes().startswith(b"\x89PNG")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import fusedstep as fs
@@ -126,6 +127,32 @@ def test_any_number_of_threads(count: int) -> None:
     fs.set_num_threads(count)
     shapes = ((300_001,), (5,), (70_000,))
     compare("nesterov", {"lr": 0.1, "grad_clip_norm": 1.0}, shapes=shapes, steps=2)
+
+
+def test_more_calls_at_once_than_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """XLA runs independent calls at the same time, and each of them asks for its threads."""
+    monkeypatch.setattr(calls, "CHUNK", 1)
+    compare("nesterov", {"lr": 0.1, "grad_clip_norm": 1.0}, shapes=((200_000,),) * 12)
+
+
+def test_steps_in_several_threads_of_python() -> None:
+    shapes = ((200_000,), (300,))
+    expected = random_arrays(0, shapes=shapes)
+    optimizer = fs.Adam(expected, lr=0.1, grad_clip_norm=1.0)
+    for k in range(5):
+        optimizer.step(random_arrays(k + 1, shapes=shapes))
+    tx = fj.adam(lr=0.1, grad_clip_norm=1.0)
+    step = jax.jit(tx.step, donate_argnums=(1, 2))
+
+    def train(_: int) -> bool:
+        params = on_device(random_arrays(0, shapes=shapes))
+        state = tx.init(params)
+        for k in range(5):
+            params, state = step(on_device(random_arrays(k + 1, shapes=shapes)), state, params)
+        return same_bits(params, expected)
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(train, range(8)))
 
 
 @pytest.mark.usefixtures("isa")

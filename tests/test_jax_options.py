@@ -54,8 +54,7 @@ def test_every_class_has_a_transform() -> None:
 def test_the_stub_is_in_sync() -> None:
     from fusedstep.jax import _stubs
 
-    source = Path(__file__).resolve().parent.parent / "python/fusedstep/jax/constructors.pyi"
-    assert source.read_text() == _stubs.stub(), "python -m fusedstep.jax._stubs PATH writes it"
+    assert Path(fj.__file__).with_name("constructors.pyi").read_text() == _stubs.stub()
 
 
 def test_the_learning_rate_is_the_first_of_every_rule() -> None:
@@ -258,6 +257,11 @@ def test_states_of_another_transform_are_refused() -> None:
     state = fj.momentum().init(params)
     with pytest.raises(ValueError, match="state: has no buffers 'exp_avg'"):
         fj.adam().step(params, state, params)
+    with pytest.raises(ValueError, match="state: has other running products"):
+        fj.nadam().step(params, fj.adam().init(params), params)
+    sgd_state = fj.sgd().init(params)
+    with pytest.raises(ValueError, match="state: it counts the steps of 1 arrays, params has 2"):
+        fj.sgd().step([params, params], sgd_state, [params, params])
     with pytest.raises(TypeError, match="state: expected what init returned, got dict"):
         fj.adam().step(params, {}, params)
     with pytest.raises(ValueError, match=r"state.velocity: not the tree of params"):

@@ -276,6 +276,19 @@ def test_trees_without_arrays(params: Any) -> None:
         assert (int(state.step), float(state.grad_norm)) == (1, 0.0)
 
 
+def test_numpy_arrays_are_taken_as_jax_takes_them() -> None:
+    """Without x64, float64 becomes float32 on the way in, compiled or not."""
+    tx = fj.nadam(lr=0.1, grad_clip_norm=1.0)
+    params, grads = (
+        [a.astype(np.float64) for a in random_arrays(k, shapes=SHAPES)] for k in (0, 1)
+    )
+    expected, _ = tx.step(on_device(grads), tx.init(on_device(params)), on_device(params))
+    for step in (tx.step, jax.jit(tx.step)):
+        state = jax.tree.map(np.asarray, tx.init(params))
+        after, _ = step(grads, state, params)
+        assert same_bits(after, jax.tree.map(np.asarray, expected))
+
+
 def test_empty_arrays() -> None:
     compare("nadam", {"lr": 0.1, "grad_clip_norm": 1.0}, shapes=((0,), (0, 3)))
 

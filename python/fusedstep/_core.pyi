@@ -8,6 +8,8 @@ from numpy.typing import NDArray
 
 class InternalError(RuntimeError): ...
 
+_C_API: object  # a capsule: the function table for the modules compiled apart (core/c_api.hpp)
+
 # --- rules and instruction sets ---------------------------------------------------------------
 
 def rules() -> dict[str, dict[str, Any]]:

@@ -29,8 +29,7 @@ def wrapped(text: str, indent: str, hang: int = 4) -> str:
     return "\n".join(lines)
 
 
-def arguments(hypers: tuple[Hyperparameter, ...], indent: str) -> str:
-    """The lines of a docstring's `Args:`."""
+def _arguments(hypers: tuple[Hyperparameter, ...], indent: str) -> str:
     return "\n".join(wrapped(f"{hyper.name}: {hyper.doc}", indent) for hyper in hypers)
 
 
@@ -39,7 +38,7 @@ def class_docstring(text: str, hypers: tuple[Hyperparameter, ...]) -> str:
     found = re.search(rf"^( *){re.escape(PLACEHOLDER)}$", text, re.MULTILINE)
     if found is None:
         return text
-    return text[: found.start()] + arguments(hypers, found[1]) + text[found.end() :]
+    return text[: found.start()] + _arguments(hypers, found[1]) + text[found.end() :]
 
 
 def sections(text: str) -> dict[str, str]:
@@ -103,8 +102,8 @@ def function_docstring(optimizer: type[Optimizer]) -> str:
             _SLOT.format(slot=slot, when=" where its form keeps one" if slot in optional else "")
             for slot in slots
         ),
-        scalars="".join(f"{arguments((scalar,), '    ')}\n" for scalar in scalars),
-        hypers=arguments(declaration.of_function(), "    "),
+        scalars="".join(f"{_arguments((scalar,), '    ')}\n" for scalar in scalars),
+        hypers=_arguments(declaration.of_function(), "    "),
         state=f" (`{'`, `'.join(state)}`)" if state else " (empty: the rule keeps none)",
         rest="\n".join(rest),
     )

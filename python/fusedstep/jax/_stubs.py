@@ -6,9 +6,9 @@ After a change of an optimizer's signature, with the changed package installed, 
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
+from fusedstep._stubs import listed, quoted, with_default, write
 from fusedstep.base import Optimizer
 from fusedstep.hyperparameters import Hyperparameter
 from fusedstep.jax.docs import docstring, name_of
@@ -24,28 +24,26 @@ from fusedstep.hyperparameters import (
 from fusedstep.jax.transform import Transform
 '''
 
-_FUNCTION = '''
+_FUNCTION = """
 def {name}(
     {arguments},
 ) -> Transform:
-    r"""{docstring}
-    """
-'''
+{docstring}
+"""
 
 
 def _argument(hyper: Hyperparameter) -> str:
     # A number may be an array, which only the device knows; `Any` is what JAX's types are here.
     number = "" if isinstance(hyper.default, (bool, str)) else " | Any"
-    return f"{hyper.name}: {hyper.alias}{number} = {hyper.default!r}".replace("'", '"')
+    return with_default(hyper.name, f"{hyper.alias}{number}", hyper.default)
 
 
 def _function(kind: type[Optimizer]) -> str:
     lead, *rest = kind.declaration.hypers
-    lines = docstring(kind).rstrip().split("\n")
     return _FUNCTION.format(
         name=name_of(kind),
         arguments=",\n    ".join([_argument(lead), "*", *map(_argument, rest)]),
-        docstring="\n".join(f"    {line}" if line else "" for line in lines).lstrip(),
+        docstring=quoted(docstring(kind)),
     )
 
 
@@ -53,16 +51,8 @@ def stub() -> str:
     """The text of the stub."""
     kinds = Optimizer.__subclasses__()
     names = {hyper.alias for kind in kinds for hyper in kind.declaration.hypers}
-    head = _HEAD.format(names="\n".join(f"    {name}," for name in sorted(names)))
-    return head + "".join(map(_function, kinds))
-
-
-def main() -> None:
-    """Writes the stub to the path given, or beside this file."""
-    default = Path(__file__).with_name("constructors.pyi")
-    target = Path(sys.argv[1]) if len(sys.argv) > 1 else default
-    target.write_text(stub())
+    return _HEAD.format(names=listed(names)) + "".join(map(_function, kinds))
 
 
 if __name__ == "__main__":
-    main()
+    write(stub(), Path(__file__).with_name("constructors.pyi"))

@@ -18,7 +18,7 @@ from fusedstep.jax.state import Array
 
 # Parameters per update call. XLA's compile time grows with the square of it (22 s for one call of
 # 1000), its run time does not depend on it. Results do not, either.
-CHUNK = 64
+CHUNK = 32
 
 _WORD = jnp.uint32
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fusedstep.base import Optimizer
-from fusedstep.docs import arguments, sections
+from fusedstep.docs import sections, wrapped
 from fusedstep.hyperparameters import Hyperparameter
 
 # What an argument means here, where that is not what it means in the class.
@@ -61,8 +61,8 @@ def name_of(kind: type[Optimizer]) -> str:
     return kind.declaration.function.removeprefix("fused_").removesuffix("_step")
 
 
-def _here(hyper: Hyperparameter) -> Hyperparameter:
-    return hyper._replace(doc=_HERE.get(hyper.name, hyper.doc))
+def _argument(hyper: Hyperparameter) -> str:
+    return wrapped(f"{hyper.name}: {_HERE.get(hyper.name, hyper.doc)}", "    ")
 
 
 def docstring(kind: type[Optimizer]) -> str:
@@ -74,5 +74,5 @@ def docstring(kind: type[Optimizer]) -> str:
         class_name=kind.declaration.class_name,
         name=name_of(kind),
         formula=f".. math::\n{formula}\n\n" if formula else "",
-        hypers=arguments(tuple(map(_here, kind.declaration.hypers)), "    "),
+        hypers="\n".join(map(_argument, kind.declaration.hypers)),
     ) + (f"\nReferences:\n{references}\n" if references else "")

@@ -83,7 +83,8 @@ class Options:
             self._sort(hyper, _plain(given[hyper.name]))
         self.grad_clip_scope: str = self._static.pop("grad_clip_scope")
         self.judge = self._static.pop("on_nonfinite") == "skip"
-        self._skip_norm = self._static.pop("skip_grad_norm")
+        limit = self._static.pop("skip_grad_norm")
+        self._skip_norm = None if limit == math.inf else limit
         decay = self._static["weight_decay"]
         self._decay_of: Callable[[str, Any], Any] | None = decay if callable(decay) else None
         if self._decay_of is not None:

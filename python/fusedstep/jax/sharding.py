@@ -10,8 +10,9 @@ from jax.sharding import PartitionSpec
 
 from fusedstep.jax import calls
 from fusedstep.jax.donation import in_order_of_arguments
+from fusedstep.jax.options import is_traced
 from fusedstep.jax.state import Array, State, Tree
-from fusedstep.jax.trees import PARAM_DTYPES, Leaves, leaves_of, matched
+from fusedstep.jax.trees import PARAM_DTYPES, Leaves
 
 if TYPE_CHECKING:
     from fusedstep.jax.transform import Transform
@@ -23,14 +24,23 @@ def _is_spec(node: object) -> bool:
     return node is None or isinstance(node, PartitionSpec)
 
 
-def spread(specs: Tree, params: Tree) -> Tree:
-    """A spec for each array, from a prefix of the tree."""
-    return jax.tree.map(
-        lambda spec, part: jax.tree.map(lambda _: PartitionSpec() if spec is None else spec, part),
-        specs,
-        params,
-        is_leaf=_is_spec,
-    )
+def check_specs(specs: Tree) -> None:
+    """Refuses what is no tree of PartitionSpecs."""
+    for spec in jax.tree.leaves(specs, is_leaf=_is_spec):
+        if not _is_spec(spec):
+            raise TypeError(f"specs: expected PartitionSpecs or None, got {type(spec).__name__}")
+
+
+def spread(specs: Tree, tree: Tree) -> Tree:
+    """A spec for each array of a tree, from a prefix of it."""
+
+    def over(spec: Any, part: Tree) -> Tree:
+        return jax.tree.map(lambda _: PartitionSpec() if spec is None else spec, part)
+
+    try:
+        return jax.tree.map(over, specs, tree, is_leaf=_is_spec)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"specs: no prefix of the tree of params: {error}") from None
 
 
 def _axes_of(spec: Any) -> Axes:
@@ -45,11 +55,8 @@ def axes_of(leaves: Leaves, specs: Tree | None) -> list[Axes]:
     """The mesh axes of each array."""
     if specs is None:
         return [()] * len(leaves.arrays)
-    try:
-        full = spread(specs, leaves.form.unflatten(leaves.arrays))
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"specs: no prefix of the tree of params: {error}") from None
-    return [_axes_of(spec) for spec in matched(leaves, "specs", full)]
+    full = spread(specs, leaves.form.unflatten(leaves.arrays))
+    return [_axes_of(spec) for spec in leaves.form.flatten_up_to(full)]
 
 
 def _exchange(norms: Array, axes: Axes) -> Array:
@@ -111,34 +118,16 @@ class ShardedTransform:
     ) -> tuple[Tree, State]:
         """One step; as `Transform.step`."""
         specs = spread(self._specs, params)
-        grad_specs = jax.tree.map(
-            lambda spec, grad: jax.tree.map(lambda _: spec, grad),
-            specs,
-            grads,
-            is_leaf=_is_spec,
-        )
+        given = {"lr": lr, "grad_norm": grad_norm}
+        # Arrays have to be arguments of the mapped function; numbers keep their bits outside of it.
+        traced = {name: value for name, value in given.items() if is_traced(value)}
+        known = {name: value for name, value in given.items() if name not in traced}
+
+        def run(grads: Tree, state: State, params: Tree, traced: Any) -> tuple[Tree, State]:
+            return self._transform.step(grads, state, params, specs=specs, **known, **traced)
+
         state_specs = self._state_specs(specs)
-        numbers = {"lr": lr, "grad_norm": grad_norm}
-
-        def run(grads: Tree, state: State, params: Tree, numbers: Any) -> tuple[Tree, State]:
-            return self._transform.step(grads, state, params, specs=specs, **numbers)
-
-        traced = {name: value for name, value in numbers.items() if isinstance(value, jax.Array)}
-        known = {name: value for name, value in numbers.items() if name not in traced}
-        mapped = self._mapped(
-            lambda grads, state, params, traced: run(grads, state, params, {**known, **traced}),
-            (grad_specs, state_specs, specs, PartitionSpec()),
-            (specs, state_specs),
-        )
+        inputs = (spread(self._specs, grads), state_specs, specs, PartitionSpec())
+        mapped = self._mapped(run, inputs, (specs, state_specs))
         new_params, new_state = mapped(grads, state, params, traced)
         return in_order_of_arguments(ShardedTransform.step, new_params, new_state)
-
-
-def check_specs(specs: Tree) -> None:
-    """Refuses what is no tree of PartitionSpecs."""
-    for spec in jax.tree.leaves(specs, is_leaf=_is_spec):
-        if not _is_spec(spec):
-            raise TypeError(f"specs: expected PartitionSpecs or None, got {type(spec).__name__}")
-
-
-__all__ = ["ShardedTransform", "axes_of", "check_specs", "leaves_of", "measure", "spread"]

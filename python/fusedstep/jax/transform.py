@@ -203,11 +203,12 @@ def _slot(state: State, slot: str) -> Tree:
 
 def _check_count(state: State, leaves: Leaves, has_product: bool) -> None:
     count = len(leaves.arrays)
-    products = count if has_product else 0
-    if state.leaf_steps.shape != (count,) or state.leaf_products.shape != (products, 2):
+    if state.leaf_steps.shape != (count,):
         raise ValueError(
             f"state: it counts the steps of {state.leaf_steps.shape[0]} arrays, params has {count}"
         )
+    if state.leaf_products.shape != (count if has_product else 0, 2):
+        raise ValueError("state: has other running products; it is from another transform's init")
 
 
 def _replaced(old: list[Array], present: list[int], new: list[Array]) -> list[Array]:

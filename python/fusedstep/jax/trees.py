@@ -37,13 +37,18 @@ def _described(value: object) -> str:
 
 
 def _is_array(value: object) -> bool:
-    return isinstance(value, (jax.Array, np.ndarray, jax.ShapeDtypeStruct))
+    return isinstance(value, (jax.Array, jax.ShapeDtypeStruct))
+
+
+def _of_jax(value: Any) -> Any:
+    """NumPy arrays as JAX takes them: without `jax_enable_x64`, float64 becomes float32."""
+    return jnp.asarray(value) if isinstance(value, np.ndarray) else value
 
 
 def leaves_of(params: Tree) -> Leaves:
     """Takes `params` apart; every leaf must be an array that can be updated."""
     found, form = jax.tree_util.tree_flatten_with_path(params)
-    leaves = Leaves([leaf for _, leaf in found], [path for path, _ in found], form)
+    leaves = Leaves([_of_jax(leaf) for _, leaf in found], [path for path, _ in found], form)
     for index, leaf in enumerate(leaves.arrays):
         if not _is_array(leaf) or str(leaf.dtype) not in PARAM_DTYPES:
             raise TypeError(
@@ -57,7 +62,7 @@ def leaves_of(params: Tree) -> Leaves:
 def matched(leaves: Leaves, argument: str, tree: Tree) -> list[Any]:
     """What `tree` has in the places of the arrays of `params`."""
     try:
-        return list(leaves.form.flatten_up_to(tree))
+        return [_of_jax(node) for node in leaves.form.flatten_up_to(tree)]
     except (ValueError, TypeError) as error:
         raise ValueError(f"{argument}: not the tree of params: {error}") from None
 
