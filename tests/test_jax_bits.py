@@ -63,6 +63,22 @@ def test_conditions_of_the_gradient(name: str, options: dict[str, Any]) -> None:
     compare(name, {"lr": 0.1, "weight_decay": 0.01, **options})
 
 
+@pytest.mark.parametrize("scale", [1e-6, 1e-30, 1e15])
+def test_norms_of_every_size(scale: float) -> None:
+    compare("momentum", {"lr": 0.1, "grad_clip_norm": 1.0}, scale=scale)
+
+
+def test_a_denormal_learning_rate_is_an_operand_like_others() -> None:
+    params, grads = random_arrays(0), [g * np.float32(1e37) for g in random_arrays(1)]
+    lr = np.float32(1e-40)
+    ours = on_device(params)
+    tx = fj.sgd(lr=1.0)
+    ours, state = jax.jit(tx.step)(on_device(grads), tx.init(ours), ours, lr=lr)
+    fs.SGD(params, lr=float(lr)).step(grads)
+    assert same_bits(ours, params)
+    assert np.asarray(state.lr) == lr
+
+
 @pytest.mark.parametrize("name", KINDS)
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_16_bit_parameters(name: str, dtype: str) -> None:

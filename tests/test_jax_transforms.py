@@ -250,6 +250,15 @@ def test_propagated_bad_gradients_are_the_numpy_ones() -> None:
         np.testing.assert_array_equal(np.asarray(a), b)
 
 
+def test_nothing_trips_the_search_for_nan() -> None:
+    """A norm that nobody asked for is no NaN, under `jax_debug_nans`."""
+    tx, state, params, grads = start("adam", grad_clip_norm=None)
+    with jax.debug_nans(True):
+        params, state = jax.jit(tx.step)(grads, tx.init(params), params)
+        assert float(state.grad_norm) == -1
+        assert float(tx.init(params).grad_norm) == -1
+
+
 # --- trees ------------------------------------------------------------------------------------
 
 

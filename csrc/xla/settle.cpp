@@ -176,7 +176,7 @@ void report(const Settled& settled, const Norms& norms, const Decision& decision
   std::memcpy(out.settled.untyped_data(), &settled, sizeof settled);
   for (std::size_t k = 0; k < norms.joined.size(); ++k)
     put_double(out.settled, num_settled + k, norms.joined[k]);
-  put_number(out.norm, decision.norm);
+  put_number(out.norm, norms.known ? decision.norm : -1.0);  // NaN would trip `jax_debug_nans`
   put_number(out.clip_coef, decision.clip_coef);
   put_number(out.lr, settled.settings.hyper[0]);
   *out.skipped.typed_data() = decision.skipped;

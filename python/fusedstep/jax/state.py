@@ -26,7 +26,7 @@ class State:
         step: Steps applied so far, int32. A schedule is called with it.
         skipped_steps: Steps that `on_nonfinite="skip"` or `skip_grad_norm` left out, int32.
         skipped: Whether the last step was one of these, bool.
-        grad_norm: Norm of all gradients of the last step, after `rescale_grad`; NaN if nothing
+        grad_norm: Norm of all gradients of the last step, after `rescale_grad`; -1 if nothing
             asked for it (`grad_clip_norm=inf` does, and clips nothing).
         clip_coef: The factor of its norm clip; the smallest if arrays are clipped each.
         lr: Its learning rate; before the first step that of the first one.

@@ -81,7 +81,7 @@ class Transform:
             step=jnp.zeros((), jnp.int32),
             skipped_steps=jnp.zeros((), jnp.int32),
             skipped=jnp.zeros((), jnp.bool_),
-            grad_norm=jnp.full((), jnp.nan, real),
+            grad_norm=jnp.full((), -1.0, real),
             clip_coef=jnp.ones((), real),
             lr=jnp.array(self._options.first_lr(), real).reshape(()),
             leaf_steps=jnp.zeros(count, jnp.int32),
