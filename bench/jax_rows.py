@@ -16,7 +16,7 @@ from bench.measure import Row, Sampler, timed
 from bench.methods import BETA1, BETA2, DECAY, EPS, LR, MOMENTUM
 
 if TYPE_CHECKING:
-    from bench.rows import Setting
+    from bench.setting import Setting
 
 HAS_JAX = bool(find_spec("jax") and find_spec("optax"))
 
