@@ -287,7 +287,7 @@ class Optimizer(Node):  # type: ignore[misc]
 
     @property
     def grad_norm(self) -> Any:
-        """Norm of all gradients of the last step; NaN if nothing asked for it (a clip does)."""
+        """Norm of all gradients of the last step; -1 if nothing asked for it (a clip does)."""
         return self._first().grad_norm
 
     @property
