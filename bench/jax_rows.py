@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 HAS_JAX = bool(find_spec("jax") and find_spec("optax"))
 
-CLIP = 0.5  # always active
 STEPS = 3  # before anything is timed
 # Far beyond what makes the momentum of our NAdam warm up within a step: optax's is constant.
 WARM = 1e6
@@ -37,7 +36,9 @@ class Model:
         self.grads = [rng.standard_normal(numel, dtype=np.float32) for _ in range(leaves)]
         self.adaptive = adaptive
         self.extent = f"{leaves} x {numel:,}"
-        options = {"lr": LR, "weight_decay": DECAY, "grad_clip_norm": CLIP}
+        # Always active; not by so much that decay cancels gradients, of which NAdam sees the sign.
+        self.clip = sum(float(np.vdot(g, g)) for g in self.grads) ** 0.5 / 2
+        options = {"lr": LR, "weight_decay": DECAY, "grad_clip_norm": self.clip}
         betas = {"betas": (BETA1, BETA2), "eps": EPS, "momentum_decay": WARM}
         self.options = options | (betas if adaptive else {"momentum": MOMENTUM})
 
@@ -55,7 +56,7 @@ class Model:
         descent = optax.sgd(LR, momentum=MOMENTUM, nesterov=True)
         if self.adaptive:
             descent = optax.nadam(LR, b1=BETA1, b2=BETA2, eps=EPS)
-        clip, decay = optax.clip_by_global_norm(CLIP), optax.add_decayed_weights(DECAY)
+        clip, decay = optax.clip_by_global_norm(self.clip), optax.add_decayed_weights(DECAY)
         tx = optax.chain(clip, decay, descent)
 
         def step(grads: Arrays, state: Any, params: Arrays) -> tuple[Arrays, Any]:
