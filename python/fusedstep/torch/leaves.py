@@ -141,7 +141,7 @@ class Leaf:
                     "redistribute it"
                 )
             grad = grad.redistribute(placements=self.param.placements)  # partial sums, say
-        return memory_of(grad)
+        return memory_of(grad).resolve_neg()
 
     def copy(self) -> Any:
         """A tensor that receives the new values, rounded once; or None."""
@@ -236,15 +236,15 @@ class Master(Leaf):
         self.wrapped[MASTER] = self.master
         self._version = self._current_versions()
 
-    def _current_versions(self) -> tuple[int, int]:
-        """Of the parameter; and of its shard, which checkpoints are loaded into."""
-        return self.param._version, self._memory._version
+    def _current_versions(self) -> tuple[int, int, int]:
+        """Of the parameter; of its shard, which checkpoints are loaded into; and where that is."""
+        return self.param._version, self._memory._version, self._memory.data_ptr()
 
     def restart(self, master: Any) -> None:
         """Goes on from a master that stands in a state; None: from the parameter."""
         if master is not self.master:
             self.master.copy_(self.param if master is None else master)
-            self._version = (-1, -1)  # the parameter may hold something else
+            self._version = (-1, -1, -1)  # the parameter may hold something else
 
     @property
     def stale(self) -> bool:
