@@ -42,8 +42,11 @@ def random_arrays(
 
 
 def on_device(tree: Any) -> Any:
-    """Copies as JAX arrays: `jnp.asarray` may share the memory of an array that changes later."""
-    return jax.tree.map(functools.partial(jnp.array, copy=True), tree)
+    """Copies as JAX arrays, of arrays that change later.
+
+    `jnp.asarray` may share their memory; even a copy is made some time after `jnp.array` returns.
+    """
+    return jax.block_until_ready(jax.tree.map(functools.partial(jnp.array, copy=True), tree))
 
 
 def same_bits(a: Any, b: Any) -> bool:
