@@ -17,6 +17,7 @@ from fusedstep.torch import amp, checkpoints, compiled, distributed
 from fusedstep.torch.backward import Observer
 from fusedstep.torch.docs import class_docstring
 from fusedstep.torch.leaves import Leaf, make_leaf
+from fusedstep.torch.overlap import check_apart
 from fusedstep.torch.signatures import (
     Form,
     check_first,
@@ -328,8 +329,10 @@ class Optimizer(torch.optim.Optimizer):
         trees = split([leaf.target for leaf in leaves], groups)
         if not watched:  # the core sees at every step that its trees are what they were
             trees = [lists[index][0] for index, _ in groups]
+        plan = _core.Plan(trees, names, type(self).form.declaration.slots)
+        check_apart(leaves)
         return Bound(
-            _core.Plan(trees, names, type(self).form.declaration.slots),
+            plan,
             leaves,
             groups,
             direct,

@@ -204,13 +204,14 @@ class Strided(Leaf):
     def __init__(self, param: Any) -> None:
         super().__init__(param)
         self._memory = self.target  # may be the parameter itself
-        self._form = _form(self._memory)
+        self._form, self._place = _form(self._memory), self._memory.data_ptr()
         self.target = torch.empty_like(self._memory, memory_format=torch.preserve_format)
 
     @property
     def stale(self) -> bool:
-        """The parameter has got memory of another form (its place alone does not matter)."""
-        return _form(memory_of(self.param)) != self._form
+        """The parameter has got other memory, which may overlap with another's."""
+        current = memory_of(self.param)
+        return current.data_ptr() != self._place or _form(current) != self._form
 
     def refresh(self) -> None:
         """Reads the parameter."""
