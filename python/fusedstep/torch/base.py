@@ -16,7 +16,7 @@ from fusedstep.codegen import Packer
 from fusedstep.torch import amp, checkpoints, compiled, distributed
 from fusedstep.torch.backward import Observer
 from fusedstep.torch.docs import class_docstring
-from fusedstep.torch.leaves import Leaf, make_leaf
+from fusedstep.torch.leaves import MASTER, Leaf, make_leaf
 from fusedstep.torch.overlap import check_apart
 from fusedstep.torch.signatures import (
     Form,
@@ -319,7 +319,8 @@ class Optimizer(torch.optim.Optimizer):
             for place, param in enumerate(group["params"]):
                 if id(param) not in seen:  # tied
                     seen.add(id(param))
-                    leaves.append(make_leaf(param, f"{name}[{place}]", self.master_weights))
+                    kept = self._state.get(param, {}).get(MASTER)
+                    leaves.append(make_leaf(param, f"{name}[{place}]", self.master_weights, kept))
             if len(leaves) > before:
                 groups.append((index, len(leaves) - before))
                 names.append(name)

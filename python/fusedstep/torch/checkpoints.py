@@ -84,6 +84,8 @@ def read(optimizer: Optimizer, bound: Bound) -> None:
         _read_numbers(optimizer, bound, index, state)
         if isinstance(leaf, Master):
             leaf.restart(state.get(MASTER))
+            if MASTER in state:
+                state[MASTER] = leaf.master  # not a copy of it that nobody updates
 
 
 def _read_buffers(optimizer: Optimizer, bound: Bound, index: int, state: dict[str, Any]) -> None:
