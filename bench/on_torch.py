@@ -47,13 +47,21 @@ def adapter(work: Work) -> Step:
     return make_adapter(work, parameters(work)).step
 
 
+def adapter_with_own_states(work: Work) -> Step:
+    """As it is used: the states are those that it makes itself, and not in cache from others."""
+    return _new_adapter(work, parameters(work)).step
+
+
 def make_adapter(work: Work, params: list[Any], **options: Any) -> Any:
     """The optimizer of `fusedstep.torch`, with the states of the work."""
+    return _with_states(_new_adapter(work, params, **options), work, params)
+
+
+def _new_adapter(work: Work, params: list[Any], **options: Any) -> Any:
     import fusedstep.torch
 
     made = getattr(fusedstep.torch, work.method.optimizer.__name__)
-    opt = made(params, **work.method.options, grad_clip_norm=work.clip, **options)
-    return _with_states(opt, work, params)
+    return made(params, **work.method.options, grad_clip_norm=work.clip, **options)
 
 
 def _with_states(opt: Any, work: Work, params: list[Any]) -> Any:

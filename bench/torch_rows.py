@@ -26,11 +26,16 @@ def _row(name: str, what: str, work: Work, steps: dict[str, Step], calls: int = 
 
 
 def _clipped(
-    name: str, what: str, shapes: list[Shape], method: Method = NESTEROV, calls: int = 1
+    name: str,
+    what: str,
+    shapes: list[Shape],
+    method: Method = NESTEROV,
+    calls: int = 1,
+    adapter: Callable[[Work], Step] = on_torch.adapter,
 ) -> Row:
     """A step with a clip by the global norm, against torch's ways to do it."""
     work = Work(shapes, method=method).with_clip()
-    steps = {ADAPTER: on_torch.adapter(work)} | on_torch.forms(work, *WAYS)
+    steps = {ADAPTER: adapter(work)} | on_torch.forms(work, *WAYS)
     return _row(name, f"{what} + global clip", work, steps, calls)
 
 
@@ -53,15 +58,17 @@ def gpt2_nesterov(setting: Setting) -> Row:
 
 
 def small(setting: Setting) -> Row:
-    """Five calls: see the row `small`."""
+    """Five calls, and states of its own: see the row `small`."""
     shapes = equal(setting.scale.many, 1000)
-    return _clipped("torch-1000", "Nesterov + decay", shapes, calls=5)
+    own = on_torch.adapter_with_own_states
+    return _clipped("torch-1000", "Nesterov + decay", shapes, calls=5, adapter=own)
 
 
 def one(setting: Setting) -> Row:
     """Overhead alone."""
     work = Work(equal(1, 1000))
-    steps = {ADAPTER: on_torch.adapter(work)} | on_torch.forms(work, "fused", "foreach", "default")
+    steps = {ADAPTER: on_torch.adapter_with_own_states(work)}
+    steps |= on_torch.forms(work, "fused", "foreach", "default")
     return _row("torch-one", "Nesterov + decay", work, steps, setting.scale.calls)
 
 

@@ -456,3 +456,16 @@ def test_zero_grad_between_passes_would_drop_them() -> None:
     opt.accumulate()
     opt.step()
     assert np.all(np.asarray(p) == -4)
+
+
+@pytest.mark.framework("torch")
+def test_a_parameter_that_changes_its_size_while_gradients_wait() -> None:
+    torch = pytest.importorskip("torch")
+    weight = torch.nn.Parameter(torch.zeros(100_003))
+    optimizer = fs.SGD([weight], lr=1.0, grad_clip_norm=1e9)
+    optimizer.accumulate([torch.ones(100_003)])
+    weight.data = torch.zeros(5)
+    with pytest.raises(ValueError, match="shape"):
+        optimizer.accumulate([torch.ones(5)])
+    weight.data = torch.zeros(100_003)
+    assert optimizer.step().grad_norm == 100_003**0.5

@@ -358,3 +358,12 @@ def test_no_gradient_at_all_has_the_norm_zero() -> None:
     opt = fs.Momentum(params, lr=0.5, skip_grad_norm=1.0, grad_clip_norm=1.0)
     assert opt.step([None, None]).grad_norm == 0.0
     assert fs.fused_sgd_step(params, [None, None], lr=0.5).grad_norm is None
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_nan_wins_among_coefficients(order: tuple[int, int]) -> None:
+    arrays = [np.array([np.nan, 1.0]), np.array([3.0, 4.0])]
+    grads = [arrays[k] for k in order]
+    params = [np.zeros(2) for _ in grads]
+    result = fs.fused_sgd_step(params, grads, lr=1.0, grad_clip_norm=1.0, grad_clip_scope="array")
+    assert np.isnan(result.clip_coef)

@@ -315,6 +315,62 @@ def test_load_state_dict_and_copies() -> None:
     assert equal(twins.opts[0], copied[0][1])
 
 
+def test_add_param_group_that_cannot_be_measured() -> None:
+    """It is refused, and nothing has changed."""
+    param = torch.nn.Parameter(torch.ones(3))
+    opt = ours.SGD([param], lr=0.1, norm_in_backward=True, grad_clip_norm=1.0)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="norm_in_backward"):
+            opt.add_param_group({"params": [torch.nn.Parameter(torch.ones(3) * 1j)]})
+        assert len(opt.param_groups) == 1
+        param.grad = None
+        (3 * param).sum().backward()
+        opt.step()
+    param.data = torch.ones(6)[::2]
+    for _ in range(2):
+        with pytest.raises(ValueError, match="norm_in_backward"):
+            opt.step()
+
+
+def test_gradients_that_get_other_memory() -> None:
+    """As when a parameter grows after the backward pass; no version counter tells."""
+    param = torch.nn.Parameter(torch.ones(4))
+    opt = ours.SGD([param], lr=0.1, norm_in_backward=True, grad_clip_norm=1.0)
+    param.sum().backward()
+    param.data = torch.ones(100_003)
+    param.grad.data = torch.full((100_003,), 2.0)
+    opt.step()
+    assert opt.last.grad_norm == (4.0 * 100_003) ** 0.5
+
+
+def test_the_core_refuses_sums_of_another_size() -> None:
+    param = torch.nn.Parameter(torch.ones(4))
+    opt = ours.SGD([param], lr=0.1, grad_clip_norm=1.0)
+    param.grad = torch.ones(4)
+    opt.step()
+    plan, rows = opt._bound.plan, opt._rows(opt._bound, 1.0)
+    plan.observe(0, param.grad)
+    param.data = torch.ones(100_003)
+    param.grad = torch.ones(100_003)
+    with pytest.raises(ValueError, match="size"):
+        plan.step(None, rows, ("propagate", "all", None), None, None, True)
+    assert torch.equal(param, torch.ones(100_003))
+
+
+def test_nothing_is_measured_among_several_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """DDP changes gradients afterwards."""
+    from fusedstep.torch import backward
+
+    monkeypatch.setattr(backward, "world_size", lambda: 2)
+    param = torch.nn.Parameter(torch.ones(4))
+    opt = ours.SGD([param], lr=0.1, norm_in_backward=True, grad_clip_norm=1.0)
+    param.sum().backward()
+    assert not opt._observer._seen
+    param.grad.data *= 3
+    opt.step()
+    assert opt.last.grad_norm == 6.0
+
+
 def test_float64_that_needs_a_second_look() -> None:
     """Squares beyond the range of float64: the norm is that of the scaled look."""
     twins = Twins(dtype="float64")

@@ -476,3 +476,18 @@ def test_transposed_parameters() -> None:
             run(opt, 1, step)
     assert torch.equal(*params)
     assert masters(opts[0])[0].stride() == params[0].stride() == (1, 5)
+
+
+def test_weights_that_are_put_in_as_a_whole() -> None:
+    """`vector_to_parameters` gives parameters other memory; no version counter tells."""
+    opt = make(momentum=0.0)
+    params = parameters_of(opt)
+    give_gradients(params, 0)
+    opt.step()
+    total = sum(p.numel() for p in params)
+    values = torch.linspace(-2, 2, total).to(params[0].dtype)
+    torch.nn.utils.vector_to_parameters(values, params)
+    for p in params:
+        p.grad = torch.zeros_like(p)
+    opt.step()
+    assert torch.equal(torch.nn.utils.parameters_to_vector(params), values)

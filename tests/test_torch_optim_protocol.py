@@ -514,6 +514,17 @@ def test_what_the_last_step_did() -> None:
     assert opt.skipped_steps == 0
 
 
+def test_a_group_that_is_filled_in_place() -> None:
+    first, second = (torch.nn.Parameter(torch.ones(3)) for _ in range(2))
+    opt = ours.SGD([{"params": [first]}, {"params": []}], lr=0.1)
+    for p in (first, second):
+        p.grad = torch.ones(3)
+    opt.step()
+    opt.param_groups[1]["params"].append(second)
+    opt.step()
+    assert torch.equal(second, torch.full((3,), 0.9))
+
+
 # --- wrappers that copy attributes ------------------------------------------------------------
 
 

@@ -24,8 +24,14 @@ const char* why_not(Run run) noexcept {
   } catch (const std::bad_alloc&) {
     return "out of memory";
   } catch (const std::exception& error) {
-    text = error.what();
+    try {
+      text = error.what();
+    } catch (...) {
+      return "out of memory";
+    }
     return text.c_str();
+  } catch (...) {
+    return "an exception of an unknown kind";
   }
 }
 
@@ -34,6 +40,12 @@ const char* step(const StepCall* call, StepOutcome* outcome) {
 }
 
 double join_norms(const double* norms, std::int64_t count) { return cpu::join_norms(norms, count); }
+
+int num_slots(std::int64_t rule) {
+  const auto& rules = cpu::rule_infos();
+  const bool known = rule >= 0 && rule < static_cast<std::int64_t>(rules.size());
+  return known ? static_cast<int>(rules[static_cast<std::size_t>(rule)].slots.size()) : -1;
+}
 
 double product_after(const Row* row) { return cpu::product_after(*row); }
 
@@ -47,6 +59,7 @@ CApi table() {
   CApi api{};
   api.step = step;
   api.join_norms = join_norms;
+  api.num_slots = num_slots;
   api.product_after = product_after;
   api.num_threads = num_threads;
   return api;

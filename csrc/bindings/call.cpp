@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "bindings/gil.hpp"
+#include "core/gradient.hpp"
 #include "cpu/step.hpp"
 #include "cpu/threads.hpp"
 
@@ -160,9 +161,14 @@ void Call::add_leaf(std::size_t index, const Leaf& leaf, const LeafNames& names,
   tensor.param = param.data;
   tensor.numel = param.numel;
   tensor.row = row;
-  tensor.chunk_sums = leaf.chunk_sums;
   add_span(param, id, Role::param, 0);
   import_gradient(leaf.grad, {names.grad, names.path}, param_place, param, tensor, id);
+  if (leaf.chunk_sums != nullptr) {
+    if (leaf.chunk_sums->size() != num_chunks(param.numel)) {
+      fail(PyExc_ValueError, {names.grad, names.path}, " has another size than when it was read");
+    }
+    tensor.chunk_sums = leaf.chunk_sums->data();
+  }
   const auto& slots = cpu::rule_infos()[static_cast<std::size_t>(rows_[row].rule)].slots;
   for (int k = 0; k < static_cast<int>(slots.size()); ++k) {
     const Place place{slots[static_cast<std::size_t>(k)], names.path};
@@ -193,8 +199,9 @@ std::size_t Call::make_sum(PyObject* param, bool waits, const Place& place, py::
   Buffer buffer, old;
   Owners owners;
   import_buffer(param, place, owners, buffer);
-  if (sum && !waits) {  // the parameter may have changed since the sum was made
-    import_buffer(sum.ptr(), place, owners, old);
+  if (sum) import_buffer(sum.ptr(), place, owners, old);
+  if (waits) return num_chunks(old.numel);
+  if (sum) {  // the parameter may have changed since the sum was made
     const bool wide = buffer.scalar == Scalar::float64;
     const bool fits = old.scalar == (wide ? Scalar::float64 : Scalar::float32) &&
                       old.same_shape(buffer) && old.same_order(buffer);
@@ -490,10 +497,6 @@ void Call::run_kernels(Kernels kernels) const {
 StepReport Call::run(const Policy& policy, py::handle grad_norm, std::size_t leaves,
                      const Speller& spell, StepCall::Sums sums) {
   check_overlap(spell);
-  const auto unmeasured = [](const Tensor& tensor) { return tensor.chunk_sums == nullptr; };
-  if (sums != StepCall::Sums::none && std::any_of(tensors_.begin(), tensors_.end(), unmeasured)) {
-    throw InternalError("a gradient has no sums of squares");
-  }
   set_scopes(policy.clip_scope);
   const std::optional<double> given = given_norm(grad_norm);
   const bool judges = policy.on_nonfinite != OnNonfinite::propagate;
@@ -545,8 +548,7 @@ void Call::raise_nonfinite(const StepOutcome& outcome, const Speller& spell) con
 
 void Call::fill(StepReport& report) const {
   for (const Tensor& tensor : tensors_) {
-    const double coef = clip_coefs_[tensor.row];
-    if (!(coef >= report.clip_coef)) report.clip_coef = coef;  // NaN wins
+    report.clip_coef = smaller_coefficient(report.clip_coef, clip_coefs_[tensor.row]);
   }
   if (report.tensor_norms.is_none()) return;
   auto norms = py::reinterpret_borrow<py::array_t<double>>(report.tensor_norms);

@@ -40,7 +40,7 @@ struct Leaf {
   PyObject* grad;
   PyObject* copy;
   PyObject* states[max_slots];
-  double* chunk_sums = nullptr;  ///< see StepCall::Sums
+  std::vector<double>* chunk_sums = nullptr;  ///< see StepCall::Sums
   Recollection* known = nullptr;
   int known_state[max_slots] = {};  ///< of each state the index in Recollection::states
 };

@@ -312,7 +312,7 @@ class Plan::StepFiller final : public Walker {
       leaf.known_state[k] = slot;
       leaf.states[k] = entry.states[static_cast<std::size_t>(slot)].ptr();
     }
-    if (summed_) leaf.chunk_sums = entry.sum_squares.data();
+    if (summed_) leaf.chunk_sums = &entry.sum_squares;
     // Not the same as the first step: SGD makes its buffer when momentum first applies.
     const bool first = slots > 0 && leaf.states[0] == nullptr;
     leaf_rows_.push_back(row(entry, first));
@@ -437,7 +437,7 @@ class Plan::SumFiller final : public Walker {
     entry.sum_squares.resize(
         Call::make_sum(entry.param.ptr(), entry.accumulated, place, entry.sum));
     Leaf leaf{entry.sum.ptr(), grad, nullptr, {}};
-    leaf.chunk_sums = entry.sum_squares.data();
+    leaf.chunk_sums = &entry.sum_squares;
     call_.add_leaf(index, leaf, names, entry.accumulated ? 1 : 0);
   }
 

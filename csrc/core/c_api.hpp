@@ -25,6 +25,8 @@ struct CApi {
   const char* (*step)(const StepCall* call, StepOutcome* outcome);
   /// The norm of several parts together, from theirs.
   double (*join_norms)(const double* norms, std::int64_t count);
+  /// State buffers of a rule; -1 if there is no such rule.
+  int (*num_slots)(std::int64_t rule);
   /// The running product of a row's rule after the step that the row describes.
   double (*product_after)(const Row* row);
   /// Threads a step may use; 0 and a text in `error` if a variable of the environment is wrong.

@@ -14,6 +14,9 @@ FUSEDSTEP_HD double clip_coefficient(double clip_norm, double norm) {
   return inactive ? 1.0 : clip_norm / norm;
 }
 
+/// The smaller one; NaN wins.
+FUSEDSTEP_HD double smaller_coefficient(double a, double b) { return a != a || a <= b ? a : b; }
+
 /// The constants of one row, in double as prepared or rounded once to the arithmetic type. A scale
 /// of 1 and an infinite limit would change nothing, so they are skipped; as in core/terms.hpp it is
 /// the same for all elements of a row.

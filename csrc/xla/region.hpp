@@ -37,8 +37,9 @@ class Region {
 /// in time. What the tasks hold may outlive the call; `body_context` need not.
 template <class Schedule>
 void run_region(int threads, void (*body)(void*, int), void* body_context, Schedule schedule) {
-  const auto region = std::make_shared<Region>();
+  std::shared_ptr<Region> region;
   try {
+    region = std::make_shared<Region>();
     for (int worker = 1; worker < threads; ++worker) {
       schedule([=] {
         if (!region->enter()) return;
@@ -49,7 +50,7 @@ void run_region(int threads, void (*body)(void*, int), void* body_context, Sched
   } catch (const std::bad_alloc&) {  // those that could be scheduled will do
   }
   body(body_context, 0);
-  region->close();
+  if (region) region->close();
 }
 
 }  // namespace fusedstep::xla

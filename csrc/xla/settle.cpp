@@ -111,7 +111,7 @@ Decision decide(const Row& row, double skip_norm, const Norms& norms, bool judge
   decision.skipped = outcome.skipped;
   for (std::size_t k = 0; norms.known && k < scaled.size(); ++k) {
     const double coef = clip_coefficient(row.clip_norm, scaled[k]);
-    if (!(coef >= decision.clip_coef)) decision.clip_coef = coef;  // NaN wins
+    decision.clip_coef = smaller_coefficient(decision.clip_coef, coef);
   }
   return decision;
 }
@@ -138,6 +138,7 @@ struct Results {
 
 /// The settings, with those put in that come as operands.
 Settings read_settings(const Attributes& known, const ffi::RemainingArgs& args) {
+  require(core->num_slots(known.rule) >= 0, "no such rule");
   require(known.settings.size() == num_settings, "another number of settings");
   double values[num_settings];
   std::copy(known.settings.begin(), known.settings.end(), values);

@@ -126,7 +126,7 @@ class Update {
 
 void check(const Arrays& arrays, const Attributes& known, const Words& settled,
            std::size_t leaves) {
-  require(known.slots >= 0 && known.slots <= max_slots, "more states than a rule has");
+  require(known.slots >= 0 && known.slots == core->num_slots(known.rule), "another rule's states");
   require(arrays.args.size() == arrays.count * (2 + arrays.slots), "another number of operands");
   require(arrays.rets.size() == arrays.num_outputs(), "another number of results");
   require(known.decays.size() == 0 || known.decays.size() == arrays.count, "a decay for each");

@@ -19,9 +19,9 @@ class Observer:
 
     A gradient that changes afterwards (a second backward pass, a clip, an all-reduce) is measured
     again: by its own hook, or by the step, which compares objects and version counters. What
-    changes gradients behind autograd's back goes unseen: a write through `.grad.data`, a scaler
-    that unscales for another optimizer. DDP does so, too: nothing is taken from the backward pass
-    where there is more than one process.
+    changes gradients behind autograd's back goes unseen: a write through `.grad.data`, a scaler's
+    `unscale_` that no `scaler.step` follows. DDP does so, too: nothing is taken from the backward
+    pass where there is more than one process.
     """
 
     def __init__(self, old: Observer | None, bound: Bound) -> None:
@@ -33,7 +33,7 @@ class Observer:
         if old is not None:
             old.close()
         # Weak, so that no gradient lives longer for it, and none can come to look like another.
-        self._seen: dict[int, tuple[weakref.ref[Any], int]] = {}
+        self._seen: dict[int, tuple[weakref.ref[Any], tuple[int, ...]]] = {}
         self._plan = bound.plan
         hooks = []
         for index, leaf in enumerate(bound.leaves):
@@ -46,11 +46,13 @@ class Observer:
     def observe(self, index: int, grad: Any) -> None:
         """Measures one gradient; what cannot be measured is left to the step to refuse."""
         self._seen.pop(index, None)
+        if world_size() > 1:
+            return
         try:
             self._plan.observe(index, grad)
         except (TypeError, ValueError, BufferError, RuntimeError):
             return
-        self._seen[index] = (weakref.ref(grad), grad._version)
+        self._seen[index] = (weakref.ref(grad), _look(grad))
 
     def forget(self) -> None:
         """What has been measured is not true any more."""
@@ -68,10 +70,15 @@ class Observer:
             grad = leaf.param.grad
             if grad is None:
                 continue
-            known, version = seen.get(index, (None, 0))
-            if version != grad._version or known is None or known() is not grad:
+            known, look = seen.get(index, (None, ()))
+            if look != _look(grad) or known is None or known() is not grad:
                 bound.plan.observe(index, grad)
         return True
+
+
+def _look(grad: Any) -> tuple[int, ...]:
+    """What changes when somebody writes a gradient, or gives it other memory."""
+    return grad._version, grad.data_ptr(), grad.numel()
 
 
 def _remove(hooks: list[Any]) -> None:

@@ -71,6 +71,11 @@ class Bound(NamedTuple):
 
         return re.sub(r"^grads\[(\d+)\](?:\[(\d+)\])?", name, message)
 
+    def has_negated(self) -> bool:
+        """Whether a gradient is a lazily negated view, as complex numbers leave some to scalars."""
+        grads = (leaf.param.grad for leaf in self.leaves)
+        return any(grad is not None and grad.is_neg() for grad in grads)
+
     def per_group(self, values: list[Any]) -> list[list[Any]]:
         """What there is per leaf, in the form of the plan's trees."""
         return split(values, self.groups)
@@ -214,11 +219,16 @@ class Optimizer(torch.optim.Optimizer):
         with torch.no_grad():
             try:
                 self._attempt(given)
-            except (TypeError, ValueError, BufferError):
+            except (TypeError, ValueError, BufferError) as error:
                 bound = self._bound
-                if bound is None or bound.fits(self.param_groups, closely=True):
+                if bound is None:
                     raise
-                self._rebind()
+                if not bound.fits(self.param_groups, closely=True):
+                    self._rebind()
+                elif given is None and isinstance(error, BufferError) and bound.has_negated():
+                    given = {id(leaf.param): leaf.param.grad for leaf in bound.leaves}
+                else:
+                    raise
                 self._attempt(given)
 
     def _attempt(self, given: Mapping[int, Any] | None) -> None:
@@ -337,10 +347,11 @@ class Optimizer(torch.optim.Optimizer):
     def _rebind(self) -> Bound:
         if self._ahead:
             checkpoints.publish(self)
-        bound = self._bound = self._make_bound()
-        self._exposed = True
+        bound = self._make_bound()
         if self.norm_in_backward:
             self._observer = Observer(self._observer, bound)
+        self._bound = bound
+        self._exposed = True
         return bound
 
     def _make_bound(self) -> Bound:
@@ -360,7 +371,8 @@ class Optimizer(torch.optim.Optimizer):
                 names.append(name)
         lists = [(group["params"], tuple(group["params"])) for group in self.param_groups]
         direct = all(leaf.direct for leaf in leaves)
-        watched = not direct or self.master_weights or len(leaves) < sum(len(h) for _, h in lists)
+        sizes = [len(held) for _, held in lists]
+        watched = not direct or self.master_weights or len(leaves) < sum(sizes) or 0 in sizes
         trees = split([leaf.target for leaf in leaves], groups)
         if not watched:  # the core sees at every step that its trees are what they were
             trees = [lists[index][0] for index, _ in groups]
@@ -379,9 +391,14 @@ class Optimizer(torch.optim.Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a param group, as `torch.optim.Optimizer.add_param_group` does."""
         super().add_param_group(param_group)
-        if self.norm_in_backward and self._bound is not None:
+        if not self.norm_in_backward or self._bound is None:
+            return
+        try:
             with torch.no_grad():
                 self._rebind()
+        except (TypeError, ValueError, BufferError):
+            self.param_groups.pop()
+            raise
 
     # --- state --------------------------------------------------------------------------------
 

@@ -141,7 +141,7 @@ class Leaf:
                     "redistribute it"
                 )
             grad = grad.redistribute(placements=self.param.placements)  # partial sums, say
-        return memory_of(grad)
+        return memory_of(grad).resolve_neg()
 
     def copy(self) -> Any:
         """A tensor that receives the new values, rounded once; or None."""
@@ -248,23 +248,23 @@ class Master(Leaf):
         self._form = _form(self._memory)
         if _is_master(param, kept):
             self.master = kept
-            self._version = (-1, -1)  # the parameter may hold something else
+            self._version = (-1, -1, -1)  # the parameter may hold something else
         else:
             self.master = zeros_like(param, "float32").copy_(param)
             self._version = self._current_versions()
         self.target = memory_of(self.master)
         self.wrapped[MASTER] = self.master
 
-    def _current_versions(self) -> tuple[int, int]:
-        """Of the parameter; and of its shard, which checkpoints are loaded into."""
-        return self.param._version, self._memory._version
+    def _current_versions(self) -> tuple[int, int, int]:
+        """Of the parameter; of its shard, which checkpoints are loaded into; and where that is."""
+        return self.param._version, self._memory._version, self._memory.data_ptr()
 
     def restart(self, master: Any) -> None:
         """Goes on from the values of one that stands in a state; None: from the parameter."""
         if master is not self.master:
             given = self.param if master is None else fitted(self.param, MASTER, master)
             self.master.copy_(given)
-            self._version = (-1, -1)  # the parameter may hold something else
+            self._version = (-1, -1, -1)  # the parameter may hold something else
 
     @property
     def stale(self) -> bool:
