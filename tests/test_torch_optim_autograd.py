@@ -325,6 +325,85 @@ def test_parameters_that_share_memory_are_refused_by_name() -> None:
     assert all(torch.equal(p, v) for p, v in zip(parameters_of(opt), values, strict=True))
 
 
+def columns(x: Any) -> list[Any]:
+    return [x[:, :2], x[:, 1:3]]
+
+
+def strided_and_base(x: Any) -> list[Any]:
+    return [x, x[:, 1:2]]
+
+
+def strided_and_row(x: Any) -> list[Any]:
+    return [x[:, 1], x[2]]
+
+
+def real_and_complex(x: Any) -> list[Any]:
+    return [x[:, 1], torch.view_as_complex(x.view(3, 2, 2))[:, 0]]
+
+
+def last_element(x: Any) -> list[Any]:
+    return [x[:, 3], x.view(-1)[11:]]
+
+
+@pytest.mark.parametrize(
+    "parts", [columns, strided_and_base, strided_and_row, real_and_complex, last_element]
+)
+@pytest.mark.parametrize("turned", [False, True])
+def test_strided_parameters_that_share_elements_are_refused_by_name(
+    parts: Any, turned: bool
+) -> None:
+    """The core only sees their dense copies, of which the last one would win."""
+    x = torch.randn(3, 4)
+    params = [torch.nn.Parameter(value) for value in parts(x)]
+    opt = ours.SGD([make("strided"), *(params[::-1] if turned else params)], lr=1.0)
+    give_gradients(parameters_of(opt), 0)
+    values = [p.detach().clone() for p in parameters_of(opt)]
+    with pytest.raises(BufferError, match=r"\['params'\]\[1\] and .*\['params'\]\[2\] overlap"):
+        opt.step()
+    assert all(torch.equal(p, v) for p, v in zip(parameters_of(opt), values, strict=True))
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        lambda: torch.randn(5).unfold(0, 3, 1),
+        lambda: torch.randn(30).as_strided((4, 3), (4, 2)).as_strided((4, 3), (2, 4)),
+        lambda: torch.randn(9, dtype=torch.complex64).unfold(0, 3, 2),
+    ],
+)
+def test_parameters_whose_elements_share_memory_are_refused(value: Any) -> None:
+    param = torch.nn.Parameter(value())
+    param.grad = torch.ones(param.shape, dtype=param.dtype)
+    before = param.detach().clone()
+    with pytest.raises(ValueError, match=r"\['params'\]\[0\].*elements share memory"):
+        ours.SGD([param], lr=1.0).step()
+    assert torch.equal(param, before)
+
+
+def test_interleaved_parameters_are_apart() -> None:
+    """Columns, every second row, and an empty slice between them: no element is shared."""
+    x = torch.randn(6, 4, 3)
+    kinds = (lambda y: y[::2, :, 0], lambda y: y[::2, :, 1:], lambda y: y[1::2], lambda y: y[:, :0])
+    params = [torch.nn.Parameter(kind(x)) for kind in kinds]
+    twins = [torch.nn.Parameter(p.detach().clone()) for p in params]
+    for some in (params, twins):
+        opt = ours.SGD(some, lr=0.1, momentum=0.9)
+        for step in range(2):
+            give_gradients(some, step)
+            opt.step()
+    assert all(torch.equal(p, q) for p, q in zip(params, twins, strict=True))
+
+
+def test_strided_parameter_that_comes_to_lie_on_another() -> None:
+    x = torch.randn(5, 4)
+    params = [torch.nn.Parameter(x[:, 0]), torch.nn.Parameter(x[:, 1])]
+    opt = ours.SGD(params, lr=0.1, momentum=0.9)
+    run(opt, 1)
+    params[1].data = x[:, 0]
+    with pytest.raises(BufferError, match="overlap"):
+        run(opt, 1, 1)
+
+
 # --- refused by name --------------------------------------------------------------------------
 
 

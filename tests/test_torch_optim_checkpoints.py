@@ -481,6 +481,23 @@ def test_unusable_buffers_are_refused_at_the_step(value: Any, error: Any, text: 
     run(opt, 1, 1)
 
 
+@pytest.mark.parametrize("value", [float("inf"), float("nan"), -1.0, "one"])
+@pytest.mark.parametrize("name", ["step", "mu_product"])
+def test_unusable_counts_are_refused_at_the_step(name: str, value: Any) -> None:
+    """Divided by what they give, parameters would be NaN without a word."""
+    opt = make(ours, "NAdam", "float32", {})
+    run(opt, 1)
+    param = parameters_of(opt)[1]
+    bad = torch.tensor(value) if isinstance(value, float) else value
+    kept, opt.state[param][name] = opt.state[param][name], bad
+    values = [p.detach().clone() for p in parameters_of(opt)]
+    with pytest.raises(ValueError, match=f"state: {name} is {value}|state: {name} is 'one'"):
+        run(opt, 1, 1)
+    assert all(torch.equal(p, v) for p, v in zip(parameters_of(opt), values, strict=True))
+    opt.state[param][name] = kept
+    run(opt, 1, 1)
+
+
 def test_16_bit_state_of_a_user_is_kept() -> None:
     """A bfloat16 buffer that is put into the state is updated as such."""
     param = torch.nn.Parameter(torch.ones(33, dtype=torch.bfloat16))
@@ -513,8 +530,9 @@ def test_parameters_that_get_other_memory(first: str, second: str) -> None:
     for step, how in enumerate((first, second), 2):
         buffer = opt.state[param]["momentum_buffer"].clone()
         value = OTHER_MEMORY[how](param)
-        if buffer.dtype == torch.float64 != value.dtype:
-            return  # a float64 state does not go with it; see below
+        if buffer.dtype == torch.float64 != value.dtype:  # refused, see below: the user rounds it
+            buffer = buffer.to(torch.float32)
+            opt.state[param]["momentum_buffer"] = buffer.clone()
         param.data = value
         twin = torch.nn.Parameter(value.clone())
         other = ours.SGD([twin], lr=0.1, momentum=0.9)

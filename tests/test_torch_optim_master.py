@@ -352,6 +352,80 @@ def test_masters_in_the_hands_of_the_user() -> None:
     assert equal(opt, twin)
 
 
+def load(opt: Any) -> None:
+    opt.load_state_dict(copy.deepcopy(opt.state_dict()))
+
+
+def add_group(opt: Any) -> None:
+    opt.add_param_group({"params": [torch.nn.Parameter(torch.ones(2).bfloat16())]})
+
+
+def move(opt: Any) -> None:
+    param = parameters_of(opt)[0]
+    param.data = param.data.clone()
+
+
+def replace(opt: Any) -> None:
+    state = opt.state[parameters_of(opt)[0]]
+    state["master_param"] = state["master_param"].clone()
+
+
+def replace_by_other_strides(opt: Any) -> None:
+    state = opt.state[parameters_of(opt)[0]]
+    state["master_param"] = state["master_param"].t().contiguous().t()
+
+
+def replace_by_double(opt: Any) -> None:
+    state = opt.state[parameters_of(opt)[0]]
+    state["master_param"] = state["master_param"].double()
+
+
+REBINDINGS = (load, add_group, move, replace, replace_by_other_strides, replace_by_double)
+
+
+@pytest.mark.parametrize("how", REBINDINGS)
+@pytest.mark.parametrize("again", [False, True])
+def test_there_is_one_master(how: Any, again: bool) -> None:
+    """The tensor in the state is the one that is updated, at any time; no other one is kept."""
+    opt, twin = (make("SGD", shapes=[(7, 5)]) for _ in range(2))
+    run(opt, 2)
+    run(twin, 2)
+    if again:
+        how(opt)
+    how(opt)
+    param = parameters_of(opt)[0]
+    held = opt.state[param]["master_param"]
+    for step in range(2, 4):
+        run(opt, 1, step)
+        run(twin, 1, step)
+        assert opt._state[param]["master_param"] is opt._bound.leaves[0].master
+        assert torch.equal(opt._state[param]["master_param"], masters(twin)[0])
+        if how in {load, add_group, move}:
+            assert held is opt._bound.leaves[0].master
+    assert torch.equal(param, parameters_of(twin)[0])
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "text"),
+    [
+        (lambda p: torch.ones(p.numel() + 1), ValueError, "master_param has shape"),
+        (lambda _: torch.ones(1), ValueError, "master_param has shape"),
+        (lambda _: "nothing", TypeError, "master_param is 'nothing', no tensor"),
+    ],
+)
+def test_unusable_masters_are_refused_at_the_step(value: Any, error: Any, text: str) -> None:
+    opt = make("SGD", shapes=[(33,)])
+    run(opt, 2)
+    param = parameters_of(opt)[0]
+    before = param.detach().clone()
+    kept, opt.state[param]["master_param"] = opt.state[param]["master_param"], value(param)
+    with pytest.raises(error, match=text):
+        run(opt, 1, 2)
+    assert torch.equal(param, before)
+    opt.state[param]["master_param"] = kept
+    run(opt, 1, 2)
+
+
 # --- steps that do nothing --------------------------------------------------------------------
 
 

@@ -523,3 +523,53 @@ def test_a_group_that_is_filled_in_place() -> None:
     opt.param_groups[1]["params"].append(second)
     opt.step()
     assert torch.equal(second, torch.full((3,), 0.9))
+
+
+# --- wrappers that copy attributes ------------------------------------------------------------
+
+
+class Wrapper:
+    """As Lightning Fabric wraps an optimizer: its attributes, and a class derived from its own."""
+
+    def __init__(self, optimizer: Any) -> None:
+        vars(self).update(vars(optimizer))
+        self.__class__ = type("Wrapper", (Wrapper, type(optimizer)), {})
+        self._optimizer = optimizer
+
+    def step(self, closure: Any = None) -> Any:
+        return self._optimizer.step(closure)
+
+    def load_state_dict(self, state_dict: Any) -> None:
+        self._optimizer.load_state_dict(state_dict)
+        vars(self).update(vars(self._optimizer))
+
+
+@pytest.mark.parametrize("stepped", [0, 1])
+def test_a_wrapper_that_copies_attributes(stepped: int) -> None:
+    """It tells of the last step and of the state, and does not count as one who holds the state."""
+    param = torch.nn.Parameter(torch.zeros(4))
+    opt = ours.Adam([param], lr=0.1, grad_clip_norm=1.0, on_nonfinite="skip")
+    run(opt, stepped)
+    wrapper: Any = Wrapper(opt)
+    assert isinstance(wrapper, ours.Adam)
+    for _ in range(2):
+        param.grad = torch.full((4,), 2.0)
+        wrapper.step()
+    assert opt._ahead
+    assert not opt._exposed
+    assert wrapper.last is opt.last
+    assert wrapper.grad_norm.item() == 4.0
+    assert wrapper.state[param]["step"].item() == stepped + 2
+    param.grad[1] = float("nan")
+    wrapper.step()
+    assert wrapper.skipped_steps == opt.skipped_steps == 1
+    saved = copy.deepcopy(wrapper.state_dict())
+    run(opt, 2, 5)
+    wrapper.load_state_dict(saved)
+    assert wrapper.state[param]["step"].item() == opt.state[param]["step"].item() == stepped + 2
+    run(wrapper, 2, 7)
+    assert wrapper.state[param]["step"].item() == stepped + 4
+    wrapper.state.clear()
+    run(wrapper, 1, 9)
+    assert opt.state[param]["step"].item() == 1
+    assert copy.deepcopy(opt)._shared is not opt._shared

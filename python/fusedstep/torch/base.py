@@ -16,7 +16,8 @@ from fusedstep.codegen import Packer
 from fusedstep.torch import amp, checkpoints, compiled, distributed
 from fusedstep.torch.backward import Observer
 from fusedstep.torch.docs import class_docstring
-from fusedstep.torch.leaves import Leaf, make_leaf
+from fusedstep.torch.leaves import MASTER, Leaf, make_leaf
+from fusedstep.torch.overlap import check_apart
 from fusedstep.torch.signatures import (
     Form,
     check_first,
@@ -89,6 +90,37 @@ def split(values: list[Any], groups: list[tuple[int, int]]) -> list[list[Any]]:
     return lists
 
 
+class Shared:
+    """What copies of an optimizer's attributes, as Lightning Fabric's wrapper has, have in common.
+
+    Attributes:
+        state: The dict behind `Optimizer.state`.
+        ahead: The plan knows more than the dict.
+        exposed: The dict may know more than the plan.
+        bound: The plan, when there is one.
+        observer: What takes norms in the backward pass.
+        last: What the last step did.
+        skipped_steps: Number of steps that were left out.
+    """
+
+    state: defaultdict[Any, Any]
+    ahead = False
+    exposed = False
+    bound: Bound | None = None
+    observer: Observer | None = None
+    last: _core.StepResult | None = None
+    skipped_steps = 0
+
+
+def _in_shared(name: str) -> Any:
+    """An attribute of an optimizer that stands in `Shared`."""
+
+    def assign(self: Any, value: Any) -> None:
+        setattr(self._shared, name, value)
+
+    return property(operator.attrgetter(f"_shared.{name}"), assign)
+
+
 class Optimizer(torch.optim.Optimizer):
     """A `torch.optim.Optimizer` that clips, decays and updates in one pass; base of all classes.
 
@@ -108,8 +140,13 @@ class Optimizer(torch.optim.Optimizer):
     master_weights: bool
     norm_in_backward: bool
     fused_unscale: bool | None
-    _ahead: bool
-    _exposed: bool
+    last: _core.StepResult | None = _in_shared("last")
+    _state: defaultdict[Any, Any] = _in_shared("state")
+    _ahead: bool = _in_shared("ahead")
+    _exposed: bool = _in_shared("exposed")
+    _bound: Bound | None = _in_shared("bound")
+    _observer: Observer | None = _in_shared("observer")
+    _skipped_steps: int = _in_shared("skipped_steps")
 
     form: ClassVar[type[fusedstep.Optimizer]]
     _form: ClassVar[Form]
@@ -144,10 +181,7 @@ class Optimizer(torch.optim.Optimizer):
 
     def _start(self) -> None:
         """Attributes that neither a copy nor a state has."""
-        self.last: _core.StepResult | None = None
-        self._skipped_steps = 0
-        self._bound: Bound | None = None
-        self._observer: Observer | None = None
+        self._shared = Shared()
         self._handle = compiled.register(self)
 
     # --- the step -----------------------------------------------------------------------------
@@ -246,12 +280,13 @@ class Optimizer(torch.optim.Optimizer):
         return result
 
     def _finish(self, result: _core.StepResult) -> None:
-        self.last = result
+        shared = self._shared
+        shared.last = result
         if result.skipped:
-            self._skipped_steps += 1
+            shared.skipped_steps += 1
         else:
-            self._ahead = True
-            if self._exposed:  # somebody holds the state, and may look at it at any time
+            shared.ahead = True
+            if shared.exposed:  # somebody holds the state, and may look at it at any time
                 checkpoints.publish(self)
 
     def _rows(self, bound: Bound, scale: float) -> list[tuple[int, _core.Row]]:
@@ -329,7 +364,8 @@ class Optimizer(torch.optim.Optimizer):
             for place, param in enumerate(group["params"]):
                 if id(param) not in seen:  # tied
                     seen.add(id(param))
-                    leaves.append(make_leaf(param, f"{name}[{place}]", self.master_weights))
+                    kept = self._state.get(param, {}).get(MASTER)
+                    leaves.append(make_leaf(param, f"{name}[{place}]", self.master_weights, kept))
             if len(leaves) > before:
                 groups.append((index, len(leaves) - before))
                 names.append(name)
@@ -340,8 +376,10 @@ class Optimizer(torch.optim.Optimizer):
         trees = split([leaf.target for leaf in leaves], groups)
         if not watched:  # the core sees at every step that its trees are what they were
             trees = [lists[index][0] for index, _ in groups]
+        plan = _core.Plan(trees, names, type(self).form.declaration.slots)
+        check_apart(leaves)
         return Bound(
-            _core.Plan(trees, names, type(self).form.declaration.slots),
+            plan,
             leaves,
             groups,
             direct,
@@ -380,8 +418,8 @@ class Optimizer(torch.optim.Optimizer):
     @state.setter
     def state(self, value: defaultdict[Any, Any]) -> None:
         self._state = value
-        self._ahead = False  # the plan knows more than the dict
-        self._exposed = True  # the dict may know more than the plan
+        self._ahead = False
+        self._exposed = True
 
     def state_dict(self) -> dict[str, Any]:
         """The state in the form of `torch.optim`, whose class of the same name can load it.
@@ -418,7 +456,7 @@ class Optimizer(torch.optim.Optimizer):
         return {**super().__getstate__(), **attributes}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        loading = "_state" in vars(self)
+        loading = "_shared" in vars(self)
         if loading:
             state = checkpoints.loaded(self, state)
         else:

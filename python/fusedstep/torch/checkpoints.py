@@ -84,6 +84,8 @@ def read(optimizer: Optimizer, bound: Bound) -> None:
         _read_numbers(optimizer, bound, index, state)
         if isinstance(leaf, Master):
             leaf.restart(state.get(MASTER))
+            if MASTER in state:
+                state[MASTER] = leaf.master  # not a copy of it that nobody updates
 
 
 def _read_buffers(optimizer: Optimizer, bound: Bound, index: int, state: dict[str, Any]) -> None:
@@ -110,10 +112,12 @@ def _read_numbers(optimizer: Optimizer, bound: Bound, index: int, state: dict[st
     scalars = optimizer._form.scalars
     buffers = [name for name in optimizer._form.buffers.values() if state.get(name) is not None]
     if "step" in scalars:
-        new_steps = round(float(state["step"])) if "step" in state else 0
+        new_steps = _checked_number("step", state["step"]) if "step" in state else 0
     else:  # torch counts no steps here; what counts is whether there have been any
         new_steps = max(steps, 1) if buffers else 0
-    new_product = float(state.get("mu_product", 1.0)) if "mu_product" in scalars else product
+    new_product = product
+    if "mu_product" in scalars:
+        new_product = _checked_number("mu_product", state.get("mu_product", 1.0))
     if (new_steps, new_product) != (steps, product):
         bound.plan.set_progress(index, new_steps, new_product)
 
@@ -179,7 +183,7 @@ def _taken(optimizer: Optimizer, param: Any, name: str, value: Any) -> Any:
     if given is None or not isinstance(param, torch.Tensor):  # a state of nobody's
         return given
     if name in optimizer._form.scalars:
-        return _checked_number(name, given)
+        return _number(name, _checked_number(name, given))
     if name == MASTER and not optimizer.master_weights:
         return None
     if name != MASTER and name not in optimizer._form.buffers.values():
@@ -193,9 +197,10 @@ def _taken(optimizer: Optimizer, param: Any, name: str, value: Any) -> Any:
 
 
 def _checked_number(name: str, value: Any) -> Any:
+    """A count as a number, whole if it is `step`."""
     check, _, _ = SCALARS[name]
     number = plain(name, value)
     try:
-        return _number(name, check(name, round(number) if name == "step" else number))
+        return check(name, round(number) if name == "step" else number)
     except (TypeError, ValueError, OverflowError):  # round() of no number, of NaN, of inf
         raise ValueError(f"state: {name} is {shown(number)}, expected {check}") from None

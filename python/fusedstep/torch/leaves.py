@@ -204,13 +204,14 @@ class Strided(Leaf):
     def __init__(self, param: Any) -> None:
         super().__init__(param)
         self._memory = self.target  # may be the parameter itself
-        self._form = _form(self._memory)
+        self._form, self._place = _form(self._memory), self._memory.data_ptr()
         self.target = torch.empty_like(self._memory, memory_format=torch.preserve_format)
 
     @property
     def stale(self) -> bool:
-        """The parameter has got memory of another form (its place alone does not matter)."""
-        return _form(memory_of(self.param)) != self._form
+        """The parameter has got other memory, which may overlap with another's."""
+        current = memory_of(self.param)
+        return current.data_ptr() != self._place or _form(current) != self._form
 
     def refresh(self) -> None:
         """Reads the parameter."""
@@ -223,27 +224,46 @@ class Strided(Leaf):
         super().written()
 
 
+def _is_master(param: Any, kept: Any) -> bool:
+    """A tensor of a state that can be updated, as it is, in place of a 16-bit parameter."""
+    if not (type(kept) is torch.Tensor or is_dtensor(kept)) or kept.requires_grad:
+        return False
+    if is_dtensor(kept) != is_dtensor(param) or kept.shape != param.shape:
+        return False
+    if is_dtensor(param) and (
+        kept.device_mesh != param.device_mesh or kept.placements != param.placements
+    ):
+        return False
+    memory, own = memory_of(kept), memory_of(param)
+    like = torch.empty_like(own, dtype=torch.float32, device="meta")
+    return memory.device == own.device and _form(memory) == _form(like)
+
+
 class Master(Leaf):
     """A 16-bit parameter with a float32 master, which is updated; the parameter gets it rounded."""
 
-    def __init__(self, param: Any) -> None:
+    def __init__(self, param: Any, kept: Any = None) -> None:
         super().__init__(param)
         self._memory = self.target  # may be the parameter itself
         self._form = _form(self._memory)
-        self.master = zeros_like(param, "float32")
-        self.master.copy_(param)
+        if _is_master(param, kept):
+            self.master = kept
+            self._version = (-1, -1, -1)  # the parameter may hold something else
+        else:
+            self.master = zeros_like(param, "float32").copy_(param)
+            self._version = self._current_versions()
         self.target = memory_of(self.master)
         self.wrapped[MASTER] = self.master
-        self._version = self._current_versions()
 
     def _current_versions(self) -> tuple[int, int, int]:
         """Of the parameter; of its shard, which checkpoints are loaded into; and where that is."""
         return self.param._version, self._memory._version, self._memory.data_ptr()
 
     def restart(self, master: Any) -> None:
-        """Goes on from a master that stands in a state; None: from the parameter."""
+        """Goes on from the values of one that stands in a state; None: from the parameter."""
         if master is not self.master:
-            self.master.copy_(self.param if master is None else master)
+            given = self.param if master is None else fitted(self.param, MASTER, master)
+            self.master.copy_(given)
             self._version = (-1, -1, -1)  # the parameter may hold something else
 
     @property
@@ -271,18 +291,25 @@ class Master(Leaf):
         self._version = self._current_versions()
 
 
-def make_leaf(param: Any, name: str, master: bool) -> Leaf:
-    """The leaf of a parameter that messages call `name`; `master`: a 16-bit one gets a master."""
+def make_leaf(param: Any, name: str, master: bool, kept: Any = None) -> Leaf:
+    """The leaf of a parameter.
+
+    Args:
+        param: The parameter.
+        name: What messages call it.
+        master: A 16-bit parameter gets a master.
+        kept: The master that stands in its state, which goes on to be it if it can.
+    """
     if is_dtensor(param) and any(placement.is_partial() for placement in param.placements):
         raise ValueError(
             f"{name} is a partial sum: no process holds its elements; redistribute it first"
         )
-    leaf = _make_leaf(param, name, master)
+    leaf = _make_leaf(param, name, master, kept)
     leaf.name = name
     return leaf
 
 
-def _make_leaf(param: Any, name: str, master: bool) -> Leaf:
+def _make_leaf(param: Any, name: str, master: bool, kept: Any) -> Leaf:
     if param.layout is not torch.strided:
         layout = str(param.layout).removeprefix("torch.")
         raise TypeError(
@@ -306,5 +333,5 @@ def _make_leaf(param: Any, name: str, master: bool) -> Leaf:
             raise ValueError(f"{name}: a master needs a dense parameter; pass its .contiguous()")
         return Strided(param)
     if master and half:
-        return Master(param)
+        return Master(param, kept)
     return Direct(param) if memory is param and not is_flat(param) else Leaf(param)
