@@ -134,4 +134,12 @@ def _run(job: str, rank: int, world: int, store: str, args: tuple[Any, ...]) -> 
         module, _, name = job.partition(":")
         return getattr(importlib.import_module(module), name)(rank, *args)
     finally:
+        _forget_meshes()
         dist.destroy_process_group()
+
+
+def _forget_meshes() -> None:
+    """torch remembers results, and takes an equal mesh of a later job for the one in there."""
+    from torch.distributed.tensor import debug
+
+    debug._clear_sharding_prop_cache()

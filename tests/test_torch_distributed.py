@@ -58,6 +58,16 @@ def test_tensors(workers: Workers, job: str, world: int) -> None:
     run(workers, job, world)
 
 
+@pytest.mark.parametrize(("job", "world"), [("raises_on_one", 2), ("crossed_meshes", 4)])
+def test_nobody_waits_or_moves_alone(workers: Workers, job: str, world: int) -> None:
+    workers.run(f"agreement_jobs:{job}", world)
+
+
+def test_norm_over_parts_of_a_mesh(workers: Workers) -> None:
+    results = workers.run("agreement_jobs:submeshes", 4)
+    assert all(norms == results[0] for norms in results)
+
+
 # --- models -----------------------------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 import re
 from collections import defaultdict
@@ -201,6 +202,7 @@ class Optimizer(torch.optim.Optimizer):
                 memory of its own.
             ValueError: If a hyper-parameter is out of range, or shapes or dtypes do not fit.
             FloatingPointError: With `on_nonfinite="raise"`, if a gradient holds inf or NaN.
+            RuntimeError: If parameters are distributed, and another process refuses the step.
                 A step that raises has changed nothing.
         """
         loss = None
@@ -232,23 +234,34 @@ class Optimizer(torch.optim.Optimizer):
                 self._attempt(given)
 
     def _attempt(self, given: Mapping[int, Any] | None) -> None:
-        bound = self._bind()
-        scale, overflow = amp.scale_of(self)
-        rows = self._rows(bound, scale)
+        scale, overflow = amp.scale_of(self)  # can take all processes, so ahead of what may raise
+        policy = type(self).form._policy(self)
+        try:
+            bound = self._bind()
+            grads = self._gradients(bound, given)
+            rows = self._rows(bound, scale)
+        except Exception as error:
+            distributed.tell(self.param_groups, policy, overflow, error)
+            raise
         if overflow is not None and scale == 1.0 and self._observer is not None:
             self._observer.forget()  # the scaler has unscaled them, which no version counter tells
-        policy, norm, skip = type(self).form._policy(self), None, bool(overflow)
-        grads: list[Any] | None = None
-        if given is not None or not bound.direct:
-            for leaf in bound.leaves:
-                leaf.refresh()
-            grads = [leaf.gradient(given) for leaf in bound.leaves]
+        norm, skip = None, bool(overflow)
         if bound.sharded and grads is not None:
             norm, skip, policy = self._agree(bound, grads, rows, policy, overflow)
         if skip:
             self._finish(_core.StepResult((norm, 1.0, True, {}, None)))
         else:
             self._finish(self._run(bound, grads, rows, policy, norm))
+
+    def _gradients(self, bound: Bound, given: Mapping[int, Any] | None) -> list[Any] | None:
+        """The gradients of all leaves; None where the core reads them by itself."""
+        if given is None and bound.direct:
+            return None
+        if bound.sharded:
+            return distributed.gradients(bound.leaves, given)
+        for leaf in bound.leaves:
+            leaf.refresh()
+        return [leaf.gradient(given) for leaf in bound.leaves]
 
     def _run(
         self,
@@ -313,8 +326,12 @@ class Optimizer(torch.optim.Optimizer):
         overflow: bool | None,
     ) -> tuple[float | None, bool, _core.Policy]:
         """What all processes decide alike; see `distributed.agree`."""
+
+        def rehearse() -> None:
+            self._run(bound, grads, rows, ("skip", "all", None), math.nan)
+
         try:
-            return distributed.agree(bound.leaves, grads, rows, policy, overflow)
+            return distributed.agree(bound.leaves, grads, rows, policy, overflow, rehearse)
         except (TypeError, ValueError, BufferError, RuntimeError) as error:
             self._explain(error)
             raise
