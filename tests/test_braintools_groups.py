@@ -265,6 +265,61 @@ def test_refused_groups(params: Any, group: dict[str, Any], message: str) -> Non
     assert optimizer.lr_scheduler.base_lrs == [0.5]
 
 
+@pytest.mark.parametrize(
+    ("options", "group"),
+    [
+        ({"grad_clip_norm": 1.0}, {}),
+        ({"skip_grad_norm": 10.0}, {}),
+        ({"on_nonfinite": "skip"}, {}),
+        ({}, {"grad_clip_norm": 1.0}),
+    ],
+)
+def test_a_scale_of_its_own_does_not_go_with_a_norm_of_all(
+    options: dict[str, Any], group: dict[str, Any]
+) -> None:
+    """The norm is measured before `rescale_grad`, which then has to be the same for all."""
+    optimizer = bs.ours.SGD(1.0, **options)
+    optimizer.register_trainable_weights({"a": state(0.0)})
+    with pytest.raises(ValueError, match="rescale_grad: a group cannot have its own"):
+        optimizer.add_param_group({"b": state(0.0)}, rescale_grad=0.1, **group)
+    assert len(optimizer.param_groups) == len(optimizer.lr_scheduler.base_lrs) == 1
+
+
+def test_scales_of_groups() -> None:
+    """Their own where nothing asks for a norm; that of the constructor counts in the norm."""
+    first, second = state(0.0), state(0.0)
+    optimizer = bs.ours.SGD(1.0)
+    optimizer.register_trainable_weights({"a": first})
+    optimizer.add_param_group({"b": second}, rescale_grad=0.5)
+    optimizer.step({"a": array(3.0), "b": array(8.0)})
+    assert (first.value.tolist(), second.value.tolist()) == ([-3.0], [-4.0])
+    first, second = state(0.0), state(0.0)
+    optimizer = bs.ours.SGD(1.0, grad_clip_norm=2.5, rescale_grad=0.5)
+    optimizer.register_trainable_weights({"a": first})
+    optimizer.add_param_group({"b": second})
+    optimizer.step({"a": array(6.0), "b": array(8.0)})
+    assert float(optimizer.grad_norm) == 5.0
+    assert (first.value.tolist(), second.value.tolist()) == ([-1.5], [-2.0])
+
+
+def test_a_later_group_may_not_ask_for_a_norm_of_scaled_ones() -> None:
+    optimizer = bs.ours.SGD(1.0)
+    optimizer.register_trainable_weights({"a": state(0.0)})
+    optimizer.add_param_group({"b": state(0.0)}, rescale_grad=0.5)
+    with pytest.raises(ValueError, match="rescale_grad: a group cannot have its own"):
+        optimizer.add_param_group({"c": state(0.0)}, grad_clip_norm=1.0)
+
+
+def test_a_constructor_that_raises_leaves_the_scheduler_alone() -> None:
+    scheduler = bs.ours.StepLR(0.5)
+    optimizer = bs.ours.SGD(scheduler)
+    scheduler.current_lrs.value = [0.125]
+    with pytest.raises(ValueError, match="momentum"):
+        bs.ours.SGD(scheduler, momentum=2.0)
+    assert scheduler.optimizer is optimizer
+    assert scheduler.current_lrs.value == [0.125]
+
+
 def test_names_and_scopes_that_do_not_go_together() -> None:
     optimizer = bs.ours.Momentum(0.5, grad_clip_norm=1.0, grad_clip_scope="array", skip_grad_norm=9)
     optimizer.register_trainable_weights({"a": state(1.0)})
