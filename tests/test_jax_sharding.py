@@ -255,6 +255,24 @@ def test_gradients_may_be_missing() -> None:
     assert sorted(state.leaf_steps.tolist()) == [0, 1, 1, 1]
 
 
+def test_weight_decay_by_a_function_sees_whole_arrays() -> None:
+    devices, specs = mesh(4), specs_of(FSDP)
+    seen: dict[str, set[tuple[int, ...]]] = {}
+
+    def decay(path: str, array: Any) -> float:
+        seen.setdefault(path, set()).add(array.shape)
+        return 0.5 if array.size > 12 else 0.25 if path == "b" else 0.0
+
+    tx = fj.sgd(lr=0.1, weight_decay=decay)
+    grads = {**trees(1), "c": None}
+    alone, _ = tx.step(grads, tx.init(trees(0)), trees(0))
+    sharded = tx.sharded(devices, specs)
+    for step in (sharded.step, jax.jit(sharded.step)):
+        after, _ = step(grads, sharded.init(trees(0)), trees(0))
+        assert same_bits(after, jax.tree.map(np.asarray, alone))
+    assert seen == {"W": {(8, 6)}, "b": {(12,)}, "V": {(64, 1000)}}
+
+
 def test_specs_are_checked() -> None:
     tx = fj.momentum(**OPTIONS)
     with pytest.raises(TypeError, match="specs: expected PartitionSpecs or None, got bool"):
