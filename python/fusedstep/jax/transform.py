@@ -112,11 +112,14 @@ class Transform:
             grad_norm: The norm of all gradients before `rescale_grad`, if it is known already.
             specs: Inside of `shard_map`, how `params` are split: a PartitionSpec (None: each
                 device has all of it) for each array, or for the parts of a prefix of their tree.
-                The norm is then that of all shards. `sharded` does all of this.
+                The norm is then that of all shards. `sharded` does all of this. jax 0.7 needs
+                `check_vma=False` for a `shard_map` of your own.
 
         Returns:
             tuple: `(params, state)`, of the same types: a valid carry of `lax.scan`. With
             `jax.jit(tx.step, donate_argnums=(1, 2))` they are in the memory of those that came in.
+            That result is a pytree node of its own: `out_shardings` of two trees needs a function
+            of your own around `step`, as in the documentation.
 
         Raises:
             TypeError: If an array is of a dtype that does not belong there.
