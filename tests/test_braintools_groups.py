@@ -201,13 +201,16 @@ def test_live_rates() -> None:
 
 
 def test_a_scheduler_of_two_optimizers() -> None:
-    """Both follow it, as in braintools; a group that is added to one does not concern the other."""
+    """Both follow it, as in braintools, and their groups of the same number have one rate."""
     scheduler = bs.ours.StepLR(0.4, 1, 0.5)
     first, second = (
         grouped(bs.ours, lambda m: m.SGD(scheduler), **g)[0] for g in ({"lr": 0.1}, {})
     )
     assert [rates(o, 1)[0] for o in (first, second)] == [[0.4, 0.1], [0.2, 0.05]]
     assert scheduler.optimizer is second
+    first.add_param_group({"v": state(0.0)}, lr=0.3)
+    with pytest.raises(ValueError, match=r"lr: got 0\.2 for group 2, for which the scheduler has"):
+        second.add_param_group({"v": state(0.0)}, lr=0.2)
 
 
 def test_another_scheduler() -> None:
@@ -425,7 +428,12 @@ def test_decays_are_loaded() -> None:
     for optimizer in (one, other):
         optimizer.step({"w": array(1.0)})
     assert weights[0].value.tolist() == weights[1].value.tolist() == [0.25]
-    assert other.param_groups[0]["weight_decay"] == 0.5
+    assert other.param_groups[0]["weight_decay"] == other.weight_decay == 0.5
+    later = state(1.0)
+    other.add_param_group({"v": later})  # has the decay of the optimizer
+    assert other.param_groups[1]["weight_decay"] == 0.5
+    tx, value = other.default_tx(), array(1.0)
+    assert tx.step(array(1.0), tx.init(value), value)[0].tolist() == [0.25]
 
 
 def test_states_that_do_not_fit_change_nothing() -> None:
@@ -461,6 +469,12 @@ def test_states_that_do_not_fit_change_nothing() -> None:
             "expected the state of a WarmupCosineSchedule, got that of a StepLR",
         ),
         (changed(lr_scheduler={**before["lr_scheduler"], "last_epoch": -1}), "last_epoch"),
+        (
+            changed(
+                lr_scheduler={**before["lr_scheduler"], "base_lrs": [0.1], "current_lrs": [0.1]}
+            ),
+            "lr_scheduler: expected 2 base_lrs at least, got 1",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             optimizer.load_state_dict(saved)
