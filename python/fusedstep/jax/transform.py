@@ -199,7 +199,8 @@ class Transform:
 
         Returns:
             ShardedTransform: With `init(params)` and `step(grads, state, params)`. Gradients are
-            those of the whole batch: from `jax.grad` under `jit`, or averaged over devices.
+            those of the whole batch: from `jax.grad` under `jit`, or averaged over devices. A
+            `weight_decay` that is a function gets whole arrays.
 
         Numerics:
             Shards are cut differently from whole arrays, so a norm over them agrees to 1e-14
