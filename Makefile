@@ -90,10 +90,10 @@ test: $(VENV)/fusedstep.stamp $(VENV)/group-test.stamp roofline  ## runs the tes
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 # The promise of pyproject.toml, kept: what a newer JAX cannot show, on the oldest one.
-test-jax-oldest: export PYTHONPATH := $(CURDIR)/$(OLDEST_JAX)
+test-jax-oldest: WITH_OLDEST = PYTHONPATH=$(CURDIR)/$(OLDEST_JAX) $(BIN)/python
 test-jax-oldest: $(VENV)/fusedstep.stamp $(VENV)/group-test.stamp $(VENV)/group-frameworks.stamp  ## runs tests on the oldest supported JAX
-	$(BIN)/python -c 'import jax; from fusedstep.jax import runtime; assert jax.__version_info__ == runtime.OLDEST_JAX'
-	$(BIN)/python -m pytest tests/test_jax_options.py tests/test_jax_transforms.py tests/test_jax_runtime.py $(PYTEST_ARGS)
+	$(WITH_OLDEST) -c 'import jax; from fusedstep.jax import runtime; assert jax.__version_info__ == runtime.OLDEST_JAX'
+	$(WITH_OLDEST) -m pytest tests/test_jax_*.py $(PYTEST_ARGS)
 
 FRAMEWORKS := $(VENV)/group-frameworks.stamp $(VENV)/group-bench.stamp
 test-all: $(VENV)/fusedstep.stamp $(VENV)/group-test.stamp $(FRAMEWORKS) roofline  ## runs all tests

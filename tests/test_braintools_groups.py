@@ -201,13 +201,16 @@ def test_live_rates() -> None:
 
 
 def test_a_scheduler_of_two_optimizers() -> None:
-    """Both follow it, as in braintools; a group that is added to one does not concern the other."""
+    """Both follow it, as in braintools, and their groups of the same number have one rate."""
     scheduler = bs.ours.StepLR(0.4, 1, 0.5)
     first, second = (
         grouped(bs.ours, lambda m: m.SGD(scheduler), **g)[0] for g in ({"lr": 0.1}, {})
     )
     assert [rates(o, 1)[0] for o in (first, second)] == [[0.4, 0.1], [0.2, 0.05]]
     assert scheduler.optimizer is second
+    first.add_param_group({"v": state(0.0)}, lr=0.3)
+    with pytest.raises(ValueError, match=r"lr: got 0\.2 for group 2, for which the scheduler has"):
+        second.add_param_group({"v": state(0.0)}, lr=0.2)
 
 
 def test_another_scheduler() -> None:
@@ -263,6 +266,61 @@ def test_refused_groups(params: Any, group: dict[str, Any], message: str) -> Non
         optimizer.add_param_group(given, **group)
     assert len(optimizer.param_groups) == len(optimizer.get_last_lr()) == 1
     assert optimizer.lr_scheduler.base_lrs == [0.5]
+
+
+@pytest.mark.parametrize(
+    ("options", "group"),
+    [
+        ({"grad_clip_norm": 1.0}, {}),
+        ({"skip_grad_norm": 10.0}, {}),
+        ({"on_nonfinite": "skip"}, {}),
+        ({}, {"grad_clip_norm": 1.0}),
+    ],
+)
+def test_a_scale_of_its_own_does_not_go_with_a_norm_of_all(
+    options: dict[str, Any], group: dict[str, Any]
+) -> None:
+    """The norm is measured before `rescale_grad`, which then has to be the same for all."""
+    optimizer = bs.ours.SGD(1.0, **options)
+    optimizer.register_trainable_weights({"a": state(0.0)})
+    with pytest.raises(ValueError, match="rescale_grad: a group cannot have its own"):
+        optimizer.add_param_group({"b": state(0.0)}, rescale_grad=0.1, **group)
+    assert len(optimizer.param_groups) == len(optimizer.lr_scheduler.base_lrs) == 1
+
+
+def test_scales_of_groups() -> None:
+    """Their own where nothing asks for a norm; that of the constructor counts in the norm."""
+    first, second = state(0.0), state(0.0)
+    optimizer = bs.ours.SGD(1.0)
+    optimizer.register_trainable_weights({"a": first})
+    optimizer.add_param_group({"b": second}, rescale_grad=0.5)
+    optimizer.step({"a": array(3.0), "b": array(8.0)})
+    assert (first.value.tolist(), second.value.tolist()) == ([-3.0], [-4.0])
+    first, second = state(0.0), state(0.0)
+    optimizer = bs.ours.SGD(1.0, grad_clip_norm=2.5, rescale_grad=0.5)
+    optimizer.register_trainable_weights({"a": first})
+    optimizer.add_param_group({"b": second})
+    optimizer.step({"a": array(6.0), "b": array(8.0)})
+    assert float(optimizer.grad_norm) == 5.0
+    assert (first.value.tolist(), second.value.tolist()) == ([-1.5], [-2.0])
+
+
+def test_a_later_group_may_not_ask_for_a_norm_of_scaled_ones() -> None:
+    optimizer = bs.ours.SGD(1.0)
+    optimizer.register_trainable_weights({"a": state(0.0)})
+    optimizer.add_param_group({"b": state(0.0)}, rescale_grad=0.5)
+    with pytest.raises(ValueError, match="rescale_grad: a group cannot have its own"):
+        optimizer.add_param_group({"c": state(0.0)}, grad_clip_norm=1.0)
+
+
+def test_a_constructor_that_raises_leaves_the_scheduler_alone() -> None:
+    scheduler = bs.ours.StepLR(0.5)
+    optimizer = bs.ours.SGD(scheduler)
+    scheduler.current_lrs.value = [0.125]
+    with pytest.raises(ValueError, match="momentum"):
+        bs.ours.SGD(scheduler, momentum=2.0)
+    assert scheduler.optimizer is optimizer
+    assert scheduler.current_lrs.value == [0.125]
 
 
 def test_names_and_scopes_that_do_not_go_together() -> None:
@@ -370,7 +428,12 @@ def test_decays_are_loaded() -> None:
     for optimizer in (one, other):
         optimizer.step({"w": array(1.0)})
     assert weights[0].value.tolist() == weights[1].value.tolist() == [0.25]
-    assert other.param_groups[0]["weight_decay"] == 0.5
+    assert other.param_groups[0]["weight_decay"] == other.weight_decay == 0.5
+    later = state(1.0)
+    other.add_param_group({"v": later})  # has the decay of the optimizer
+    assert other.param_groups[1]["weight_decay"] == 0.5
+    tx, value = other.default_tx(), array(1.0)
+    assert tx.step(array(1.0), tx.init(value), value)[0].tolist() == [0.25]
 
 
 def test_states_that_do_not_fit_change_nothing() -> None:
@@ -406,6 +469,12 @@ def test_states_that_do_not_fit_change_nothing() -> None:
             "expected the state of a WarmupCosineSchedule, got that of a StepLR",
         ),
         (changed(lr_scheduler={**before["lr_scheduler"], "last_epoch": -1}), "last_epoch"),
+        (
+            changed(
+                lr_scheduler={**before["lr_scheduler"], "base_lrs": [0.1], "current_lrs": [0.1]}
+            ),
+            "lr_scheduler: expected 2 base_lrs at least, got 1",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             optimizer.load_state_dict(saved)

@@ -293,6 +293,22 @@ def test_a_scheduler_of_ones_own(late: bool) -> None:
     np.testing.assert_allclose(rates[0][:, 0], [0.3 / 2**t for t in range(5)], rtol=1e-6)
 
 
+def test_an_error_in_get_lr_is_not_swallowed() -> None:
+    class Wrong(bs.ours.LRScheduler):  # type: ignore[misc, name-defined]
+        def get_lr(self) -> list[Any]:
+            return [lr / self.last_epoch.absent for lr in self.base_lrs]
+
+    with pytest.raises(AttributeError, match="absent"):
+        Wrong(0.1)
+
+    class Missing(bs.ours.LRScheduler):  # type: ignore[misc, name-defined]
+        def get_lr(self) -> list[Any]:
+            return [lr * self.missing for lr in self.base_lrs]
+
+    with pytest.raises(AttributeError, match="missing"):  # an attribute that may come later
+        bs.ours.SGD(Missing(0.1))
+
+
 def test_a_scheduler_as_a_schedule_of_optax() -> None:
     scheduler = bs.ours.StepLR(0.1, 1, 0.5)
     scheduler.step()

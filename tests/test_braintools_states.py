@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+import dataclasses
+from typing import Any, NamedTuple
 
 import brainstates as bs
 import numpy as np
@@ -237,6 +238,39 @@ def test_trees_of_states() -> None:
     assert [x.tolist() for x in (inner.value["w"], inner.value["b"])] == [[0.5], [2.0]]
     optimizer.step({"layers": [None, {"deep": None}]})
     assert shared.value.tolist() == [0.5]
+
+
+class Pair(NamedTuple):
+    w: Any
+    b: Any
+
+
+@dataclasses.dataclass
+class Layer:
+    w: Any
+    b: Any
+
+
+if bs.jax is not None:
+    bs.jax.tree_util.register_dataclass(Layer)
+
+
+@pytest.mark.parametrize("kind", [Pair, Layer])
+def test_trees_with_attributes(kind: Any) -> None:
+    first, second = state(1.0), state(2.0)
+    optimizer = bs.ours.SGD(0.5)
+    optimizer.register_trainable_weights({"layer": kind(first, second)})
+    assert list(optimizer.param_states) == ["layer.w", "layer.b"]
+    optimizer.step({"layer": kind(array(1.0), None)})
+    optimizer.step({"layer": kind(array(1.0), array(2.0))})
+    assert (first.value.tolist(), second.value.tolist()) == ([0.0], [1.0])
+    with pytest.raises(ValueError, match=r"grads: has no entry 'layer\.w'; pass None"):
+        optimizer.step({"layer": {"w": array(1.0), "b": array(2.0)}})
+    grads = bs.brainstate.transform.grad(
+        lambda: (first.value + second.value).sum(), {"layer": kind(first, second)}
+    )()
+    optimizer.step(grads)
+    assert (first.value.tolist(), second.value.tolist()) == ([-0.5], [0.5])
 
 
 def test_later_registrations_keep_the_state() -> None:

@@ -212,6 +212,19 @@ def test_a_missing_gradient_is_no_update() -> None:
     assert same_bits(after["b"], np.asarray(params["b"]))
 
 
+@pytest.mark.parametrize("bad", [np.nan, 1.0, None])
+def test_infinite_parameters_stay_infinite(bad: float | None) -> None:
+    """Where a step is skipped, where it is not, and where there is no gradient."""
+    transformation = fj.sgd(lr=1.0, on_nonfinite="skip").optax()
+    params = {"w": jnp.array([jnp.inf, -jnp.inf, 1.0])}
+    grads = {"w": None if bad is None else jnp.array([1.0, 1.0, bad])}
+    updates, state = transformation.update(grads, transformation.init(params), params)
+    assert bool(state.skipped) == (bad is not None and np.isnan(bad))
+    assert updates["w"].tolist() == [0.0, 0.0, -1.0 if bad == 1.0 else 0.0]
+    after = optax.apply_updates(params, updates)
+    assert after["w"].tolist() == [np.inf, -np.inf, 0.0 if bad == 1.0 else 1.0]
+
+
 def test_parameters_are_needed() -> None:
     transformation = fj.sgd(lr=0.1).optax()
     with pytest.raises(ValueError, match="params: "):

@@ -155,6 +155,16 @@ def test_dtypes_of_an_operand() -> None:
     assert same_bits(params, run_numpy(fs.SGD, lr=0.1, steps=1))
 
 
+@pytest.mark.parametrize("dtype", ["complex64", "bool", "float8_e4m3fn"])
+def test_dtypes_that_no_number_has(dtype: str) -> None:
+    lr = jnp.ones((), dtype)
+    with pytest.raises(TypeError, match=rf"lr: expected one real number, got .* dtype {dtype}"):
+        fj.sgd(lr=lr)
+    with pytest.raises(TypeError, match=rf"lr: expected one real number, got .* dtype {dtype}"):
+        run(fj.sgd(lr=1.0), lr=lr)
+    assert same_bits(run(fj.sgd(lr=1.0), lr=jnp.int8(2))[0], run_numpy(fs.SGD, lr=2.0))
+
+
 # --- functions of the step --------------------------------------------------------------------
 
 
@@ -242,6 +252,9 @@ def test_weight_decay_may_be_a_function_of_path_and_array() -> None:
             TypeError, r"grads\['w'\]: expected an array of a floating-point dtype, got",
         ),
         ({"w": np.ones(2, np.float32)}, {"w": 1.0}, TypeError, r"grads\['w'\].*got 1.0"),
+        ({"w": np.ones(2, np.float32)}, {"w": ()}, TypeError, r"grads.*an object of type tuple"),
+        ({"w": np.ones(2, np.float32)}, {"w": []}, TypeError, r"grads.*an object of type list"),
+        ({"w": np.ones(2, np.float32)}, {"w": {}}, TypeError, r"grads.*an object of type dict"),
     ],
 )  # fmt: skip
 def test_messages_have_the_path(

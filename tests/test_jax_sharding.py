@@ -223,6 +223,30 @@ def test_step_inside_of_a_shard_map_by_hand() -> None:
     assert same_bits(state, jax.tree.map(np.asarray, expected_state))
 
 
+@pytest.mark.parametrize("spread", [False, True])
+def test_shardings_of_results_need_a_function_around_the_step(spread: bool) -> None:
+    devices = mesh(4)
+    tx = fj.nesterov(**OPTIONS)
+    step = (tx.sharded(devices, P()) if spread else tx).step
+    whole = NamedSharding(devices, P())
+    shardings = jax.tree.map(lambda _: whole, (trees(0), tx.init(trees(0))))
+    params, state = jax.device_put((trees(0), tx.init(trees(0))), shardings)
+    expected, _ = tx.step(trees(1), state, params)
+    with pytest.raises(ValueError, match="out_shardings"):
+        jax.jit(step, out_shardings=shardings)(trees(1), state, params)
+    around = jax.jit(
+        lambda params, state, grads: step(grads, state, params),
+        donate_argnums=(0, 1),
+        out_shardings=shardings,
+    )
+    first = lambda tree: tree["V"].addressable_shards[0].data.unsafe_buffer_pointer()  # noqa: E731
+    before = first(params)
+    params, state = around(params, state, jax.device_put(trees(1), whole))
+    assert first(params) == before
+    assert params["V"].sharding == state.velocity["V"].sharding == whole
+    assert same_bits(params, jax.tree.map(np.asarray, expected))
+
+
 def test_numbers_that_change_are_arguments() -> None:
     devices, specs = mesh(4), specs_of(FSDP)
     tx = fj.momentum(lr=1.0, grad_clip_norm=1.0)
@@ -253,6 +277,24 @@ def test_gradients_may_be_missing() -> None:
     after, state = jax.jit(sharded.step)(grads, sharded.init(trees(0)), trees(0))
     assert same_bits(after["W"], np.asarray(trees(0)["W"]))
     assert sorted(state.leaf_steps.tolist()) == [0, 1, 1, 1]
+
+
+def test_weight_decay_by_a_function_sees_whole_arrays() -> None:
+    devices, specs = mesh(4), specs_of(FSDP)
+    seen: dict[str, set[tuple[int, ...]]] = {}
+
+    def decay(path: str, array: Any) -> float:
+        seen.setdefault(path, set()).add(array.shape)
+        return 0.5 if array.size > 12 else 0.25 if path == "b" else 0.0
+
+    tx = fj.sgd(lr=0.1, weight_decay=decay)
+    grads = {**trees(1), "c": None}
+    alone, _ = tx.step(grads, tx.init(trees(0)), trees(0))
+    sharded = tx.sharded(devices, specs)
+    for step in (sharded.step, jax.jit(sharded.step)):
+        after, _ = step(grads, sharded.init(trees(0)), trees(0))
+        assert same_bits(after, jax.tree.map(np.asarray, alone))
+    assert seen == {"W": {(8, 6)}, "b": {(12,)}, "V": {(64, 1000)}}
 
 
 def test_specs_are_checked() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import pickle
 from typing import Any
@@ -313,6 +314,9 @@ def test_the_state_is_a_plain_pytree() -> None:
     assert same_bits(again, jax.tree.map(np.asarray, tx.step(grads, state, params)[0]))
     with pytest.raises(AttributeError, match="velocity"):
         _ = state.velocity
+    for prefix in (None, "exp_avg", state.step):  # such as `in_axes`, or an array in its place
+        with pytest.raises(AttributeError, match="exp_avg"):
+            _ = dataclasses.replace(state, buffers=prefix).exp_avg
 
 
 def test_a_fresh_state_is_that_of_a_step() -> None:

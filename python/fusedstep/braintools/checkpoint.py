@@ -80,7 +80,10 @@ def restore(optimizer: Optimizer, saved: Mapping[str, Any]) -> None:
             f"lr_scheduler: expected the state of a {type(scheduler).__name__}, got that of a "
             f"{rates.get('type')}"
         )
-    scheduler._checked(rates)
+    _, base_lrs, _ = scheduler._checked(rates)
+    places = 1 + max((group.place for group in optimizer._groups), default=0)
+    if len(base_lrs) < places:
+        raise ValueError(f"lr_scheduler: expected {places} base_lrs at least, got {len(base_lrs)}")
     step_count = jnp.asarray(_entry(saved, "step_count"), jnp.int32).reshape(())
 
     scheduler.load_state_dict(rates)
@@ -88,6 +91,9 @@ def restore(optimizer: Optimizer, saved: Mapping[str, Any]) -> None:
     for holder, state in zip(opt_states, new_states, strict=True):
         holder.value = state
     optimizer._groups = new_groups
+    if new_groups:  # the decay of the first group is that of the optimizer
+        optimizer.weight_decay = new_groups[0].weight_decay
+        optimizer.tx = optimizer.default_tx()
     optimizer._compile()
 
 

@@ -131,8 +131,9 @@ class Optimizer(Node):  # type: ignore[misc]
         self.step_count = OptimState(jnp.zeros((), jnp.int32))
         self._groups: list[Group] = []
         self._schedulers: list[LRScheduler] = []
-        self.lr_scheduler = scheduler_of(lr)
-        self.tx = self.default_tx()  # refuses hyper-parameters now, not at registration
+        self._lr_scheduler = scheduler = scheduler_of(lr)
+        self.tx = self.default_tx()  # refuses hyper-parameters now, before anything is attached
+        self.lr_scheduler = scheduler
 
     def default_tx(self) -> Transform:
         """The transform behind the first group, for use without brainstate."""
@@ -187,7 +188,7 @@ class Optimizer(Node):  # type: ignore[misc]
             kwargs: `lr`: what the scheduler scales for this group (without it: the scheduler's
                 rate for this group if it was given a list, else what the last group has), and
                 `weight_decay` or any other hyper-parameter of the class except those that concern
-                a step as a whole.
+                a step as a whole, and `rescale_grad` where anything asks for the norm.
 
         Raises:
             TypeError, ValueError: As for registration; if a keyword is no hyper-parameter, if a
@@ -211,6 +212,7 @@ class Optimizer(Node):  # type: ignore[misc]
         )
         group = grown(self._group({**kwargs, "weight_decay": decay}, lr), found)
         self._check_scope()
+        self._check_scale(group)
         self._check_rate(lr)
         fresh = group.transform.init(values_of(group, states_of(found)))
         place = self._place(len(self._groups), lr)
@@ -236,6 +238,16 @@ class Optimizer(Node):  # type: ignore[misc]
             raise ValueError(
                 'grad_clip_scope="array": with several groups there is no skipping of steps; drop '
                 "on_nonfinite and skip_grad_norm, or take one group"
+            )
+
+    def _check_scale(self, group: Group) -> None:
+        """Whether a group may have a scale of its own: a norm of all would have to mix them."""
+        groups = [*self._groups, group]
+        scaled = any("rescale_grad" in dict(each.given) for each in groups)
+        if scaled and any(_asks_for_all(each.transform) for each in groups):
+            raise ValueError(
+                "rescale_grad: a group cannot have its own where one norm spans all groups (a "
+                "clip, on_nonfinite, skip_grad_norm); give it to the constructor"
             )
 
     # --- the step -----------------------------------------------------------------------------

@@ -71,8 +71,10 @@ class LRScheduler(Node):  # type: ignore[misc]
         self.current_lrs = OptimState(list(self.base_lrs))
         try:
             self._refresh()
-        except AttributeError:  # a subclass that sets its attributes later: at `attach_optimizer`
-            return
+        except AttributeError as error:
+            if error.obj is not self:
+                raise
+            # A subclass that sets its attributes later: an optimizer that gets it asks again.
 
     @abstractmethod
     def get_lr(self) -> float | Sequence[float]:

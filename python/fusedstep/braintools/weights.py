@@ -25,18 +25,26 @@ def _is_state(node: object) -> bool:
 
 
 def _plain(key: Any) -> Any:
-    """What a container is indexed with."""
-    for attribute in ("key", "idx", "name"):
+    """What a container is indexed with; what is an attribute stays the key that says so."""
+    for attribute in ("key", "idx"):
         if hasattr(key, attribute):
             return getattr(key, attribute)
     return key
+
+
+def _child(node: Any, key: Any) -> Any:
+    """What a node has at an element of a path."""
+    if isinstance(key, jax.tree_util.GetAttrKey):  # of a named tuple, a registered dataclass
+        return getattr(node, key.name)
+    return node[key]
 
 
 def spelled(path: Path) -> str:
     """A path as a name: `layers.0.weight`."""
     parts: list[str] = []
     for key in path:
-        parts += map(str, key) if isinstance(key, tuple) else [str(key)]
+        plain = key.name if isinstance(key, jax.tree_util.GetAttrKey) else key
+        parts += map(str, plain) if isinstance(plain, tuple) else [str(plain)]
     return ".".join(parts)
 
 
@@ -80,8 +88,8 @@ def gradient_at(grads: Tree, path: Path, value: Tree) -> Tree:
     node = grads
     for depth, key in enumerate(path):
         try:
-            node = node[key]
-        except (KeyError, IndexError, TypeError):
+            node = _child(node, key)
+        except (AttributeError, KeyError, IndexError, TypeError):
             name = spelled(path[: depth + 1])
             raise ValueError(
                 f"grads: has no entry {name!r}; pass None there to leave a weight alone"

@@ -10,19 +10,26 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
-from fusedstep.jax.state import State, Tree
+from fusedstep.jax.state import Array, State, Tree
 
 if TYPE_CHECKING:
     from fusedstep.jax.transform import Transform
+
+
+def _difference(after: Array, before: Array) -> Array:
+    """`after - before`, and 0 where nothing changed: the difference of infinities is NaN."""
+    return jnp.where(after == before, jnp.zeros_like(after), after - before)
 
 
 def gradient_transformation(transform: Transform) -> optax.GradientTransformationExtraArgs:
     """`new - old` as the update.
 
     Where no element changes by more than a factor of two, that difference is exact (Sterbenz), and
-    `optax.apply_updates` gives the parameters of `step` to the bit; elsewhere to a rounding.
+    `optax.apply_updates` gives the parameters of `step` to the bit; elsewhere to a rounding. XLA
+    flushes a difference below 1.2e-38 to 0.
     """
 
     def update(
@@ -32,6 +39,6 @@ def gradient_transformation(transform: Transform) -> optax.GradientTransformatio
         if params is None:
             raise ValueError("params: update(grads, state, params) needs the parameters")
         new, state = transform.step(updates, state, params)
-        return jax.tree.map(lambda after, before: after - before, new, params), state
+        return jax.tree.map(_difference, new, params), state
 
     return optax.GradientTransformationExtraArgs(transform.init, update)

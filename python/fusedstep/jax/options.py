@@ -23,7 +23,7 @@ from fusedstep.codegen import make_packer
 from fusedstep.hyperparameters import Hyperparameter, given_norm, lr_range, weight_decay_range
 from fusedstep.jax.calls import Settings, halves
 from fusedstep.jax.state import Array
-from fusedstep.jax.trees import Leaves
+from fusedstep.jax.trees import PARAM_DTYPES, Leaves
 from fusedstep.ranges import Real, shown
 from fusedstep.scheduled import Scheduled
 from fusedstep.schedules import MomentumSchedule, Schedule
@@ -49,13 +49,13 @@ def as_operand(name: str, value: Any) -> Array:
     """One number as an operand: an array as it is, a Python number as exact float64 halves."""
     if not is_traced(value):
         return jnp.asarray(halves([value]))
-    if value.size != 1 or not jnp.issubdtype(value.dtype, jnp.number):
+    whole = jnp.issubdtype(value.dtype, jnp.integer)
+    if value.size != 1 or not (whole or str(value.dtype) in PARAM_DTYPES):
         raise TypeError(
             f"{name}: expected one real number, got an array of shape {value.shape} and dtype "
             f"{value.dtype}"
         )
-    wide = value if jnp.issubdtype(value.dtype, jnp.floating) else value.astype(jnp.float32)
-    return wide.reshape(())
+    return (value.astype(jnp.float32) if whole else value).reshape(())
 
 
 def _plain(value: Any) -> Any:

@@ -122,9 +122,11 @@ class ShardedTransform:
         # Arrays have to be arguments of the mapped function; numbers keep their bits outside of it.
         traced = {name: value for name, value in given.items() if is_traced(value)}
         known = {name: value for name, value in given.items() if name not in traced}
+        decays = self._transform._decays(grads, params)  # by functions that see whole arrays
 
         def run(grads: Tree, state: State, params: Tree, traced: Any) -> tuple[Tree, State]:
-            return self._transform.step(grads, state, params, specs=specs, **known, **traced)
+            numbers = {**known, **traced, "specs": specs, "decays": decays}
+            return self._transform._stepped(grads, state, params, **numbers)
 
         state_specs = self._state_specs(specs)
         inputs = (spread(self._specs, grads), state_specs, specs, PartitionSpec())

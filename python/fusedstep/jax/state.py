@@ -48,6 +48,6 @@ class State:
     def __getattr__(self, name: str) -> Tree:
         # Only called for what is no field. (`buffers` itself is missing while a copy is unpickled.)
         buffers = self.__dict__.get("buffers", {})
-        if name in buffers:
+        if isinstance(buffers, dict) and name in buffers:  # a prefix of a state has anything there
             return buffers[name]
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import NDArray
 
 from fusedstep.jax import calls
 from fusedstep.jax.donation import in_order_of_arguments
@@ -111,21 +112,43 @@ class Transform:
             grad_norm: The norm of all gradients before `rescale_grad`, if it is known already.
             specs: Inside of `shard_map`, how `params` are split: a PartitionSpec (None: each
                 device has all of it) for each array, or for the parts of a prefix of their tree.
-                The norm is then that of all shards. `sharded` does all of this.
+                The norm is then that of all shards. `sharded` does all of this. jax 0.7 needs
+                `check_vma=False` for a `shard_map` of your own.
 
         Returns:
             tuple: `(params, state)`, of the same types: a valid carry of `lax.scan`. With
             `jax.jit(tx.step, donate_argnums=(1, 2))` they are in the memory of those that came in.
+            That result is a pytree node of its own: `out_shardings` of two trees needs a function
+            of your own around `step`, as in the documentation.
 
         Raises:
             TypeError: If an array is of a dtype that does not belong there.
             ValueError: If trees or shapes disagree. Messages have the path.
         """
+        stepped = self._stepped(grads, state, params, lr, grad_norm, specs)
+        return in_order_of_arguments(Transform.step, *stepped)
+
+    def _decays(self, grads: Tree, params: Tree) -> NDArray[np.float64]:
+        """The weight decay of each array with a gradient, if a function tells it."""
+        leaves = leaves_of(params)
+        return self._options.decays(leaves, _present(gradients_of(leaves, grads)))
+
+    def _stepped(
+        self,
+        grads: Tree,
+        state: State,
+        params: Tree,
+        lr: Any,
+        grad_norm: Any,
+        specs: Tree | None,
+        decays: NDArray[np.float64] | None = None,
+    ) -> tuple[Tree, State]:
+        """What `step` returns; `decays` are those of whole arrays where `params` are shards."""
         leaves = leaves_of(params)
         gradients = gradients_of(leaves, grads)
         buffers = [buffers_of(leaves, slot, _slot(state, slot)) for slot in self.slots]
         _check_count(state, leaves, self._options.has_product)
-        present = [i for i, grad in enumerate(gradients) if grad is not None]
+        present = _present(gradients)
         settings = self._options.at(state.step, lr)
         measured = self._measure(leaves, gradients, grad_norm, specs)
         counts = (state.leaf_steps, state.leaf_products)
@@ -135,7 +158,7 @@ class Transform:
             [leaves.arrays[i] for i in present],
             [gradients[i] for i in present],
             [[slot[i] for i in present] for slot in buffers],
-            self._options.decays(leaves, present),
+            self._options.decays(leaves, present) if decays is None else decays,
         )
         position = self._options.decay_position
         updated = calls.update(settings, settled, *counts, batch, position, measured.per_array)
@@ -143,8 +166,7 @@ class Transform:
             leaves.form.unflatten(_replaced(old, present, new))
             for old, new in zip([leaves.arrays, *buffers], [updated[0], *updated[1]], strict=True)
         )
-        new_state = _state_after(state, settled, dict(zip(self.slots, trees, strict=True)))
-        return in_order_of_arguments(Transform.step, new_params, new_state)
+        return new_params, _state_after(state, settled, dict(zip(self.slots, trees, strict=True)))
 
     def _measure(
         self, leaves: Leaves, grads: list[Array | None], grad_norm: Any, specs: Tree | None
@@ -177,7 +199,8 @@ class Transform:
 
         Returns:
             ShardedTransform: With `init(params)` and `step(grads, state, params)`. Gradients are
-            those of the whole batch: from `jax.grad` under `jit`, or averaged over devices.
+            those of the whole batch: from `jax.grad` under `jit`, or averaged over devices. A
+            `weight_decay` that is a function gets whole arrays.
 
         Numerics:
             Shards are cut differently from whole arrays, so a norm over them agrees to 1e-14
@@ -191,6 +214,10 @@ class Transform:
         from fusedstep.jax.optax_form import gradient_transformation
 
         return gradient_transformation(self)
+
+
+def _present(grads: list[Array | None]) -> list[int]:
+    return [index for index, grad in enumerate(grads) if grad is not None]
 
 
 def _slot(state: State, slot: str) -> Tree:

@@ -67,11 +67,17 @@ def matched(leaves: Leaves, argument: str, tree: Tree) -> list[Any]:
         raise ValueError(f"{argument}: not the tree of params: {error}") from None
 
 
+def _is_missing(grad: Any) -> bool:
+    """None, or a node of a library that stands for it (optax.MaskedNode); no empty container."""
+    plain = type(grad) is tuple or isinstance(grad, (list, dict))
+    return grad is None or (not plain and not jax.tree.leaves(grad))
+
+
 def gradients_of(leaves: Leaves, grads: Tree) -> list[Array | None]:
     """The gradient of each array; None where there is none."""
     found: list[Array | None] = []
     for index, grad in enumerate(matched(leaves, "grads", grads)):
-        if not jax.tree.leaves(grad):  # None, or a node of a library that stands for it
+        if _is_missing(grad):
             found.append(None)
             continue
         place, param = leaves.place("grads", index), leaves.arrays[index]
