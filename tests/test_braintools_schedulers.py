@@ -158,6 +158,15 @@ def test_jumps() -> None:
         )
 
 
+def test_step_epoch_is_a_step() -> None:
+    for name, make in SCHEDULERS.items():
+        one, other = make(bs.ours), make(bs.ours)
+        for _ in range(12):
+            one.step()
+            other.step_epoch()
+            assert one.get_last_lr() == other.get_last_lr(), name
+
+
 # --- bugs of braintools that are left out --------------------------------------------------------
 
 
