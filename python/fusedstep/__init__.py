@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fusedstep._core import (
+    DeviceStepResult,
     InternalError,
     StepResult,
     build_info,
@@ -65,6 +66,7 @@ __all__ = [
     "CosineAnnealingWarmRestarts",
     "CyclicLR",
     "CyclicMomentum",
+    "DeviceStepResult",
     "ExponentialDecayLR",
     "ExponentialLR",
     "InternalError",
