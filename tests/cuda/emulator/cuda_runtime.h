@@ -56,6 +56,7 @@ enum cudaError {
   cudaErrorInvalidDevice = 101,
   cudaErrorNoKernelImageForDevice = 209,
   cudaErrorInvalidResourceHandle = 400,
+  cudaErrorIllegalState = 401,
   cudaErrorIllegalAddress = 700,
   cudaErrorLaunchOutOfResources = 701,
   cudaErrorMisalignedAddress = 716,
@@ -238,7 +239,7 @@ T __shfl_xor_sync(unsigned mask, T value, int offset, int width = warpSize) {
 
 // ThreadSanitizer knows atomic operations, but no fences: that two fences order what is around
 // them if an atomic operation between them is seen, is told to it.
-#if defined(__SANITIZE_THREAD__)
+#if defined(EMULATOR_TSAN)
 void __threadfence();
 namespace emulator {
 void before_atomic(void* address);
