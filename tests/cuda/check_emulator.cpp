@@ -60,6 +60,9 @@ template <class Body>
 void in_every_order(Body body) {
   for (int order = 0; order < 3; ++order) {
     for (int workers : {1, 3}) {
+#if defined(EMULATOR_TSAN)
+      if (workers == 1) continue;  // the number means nothing there
+#endif
       emulator_reset();
       emulator_set("order", order);
       emulator_set("workers", workers);
@@ -71,7 +74,7 @@ void in_every_order(Body body) {
 }
 
 struct Summation {
-  static constexpr unsigned count = 5000, blocks = 7;
+  static constexpr unsigned count = 5000, blocks = 4;
   Sum argument{device<double>(count), device<double>(blocks), device<double>(1),
                device<unsigned>(1), count};
   Summation() {
@@ -140,7 +143,8 @@ void check_barriers() {
   });
 }
 
-void check_orders() {
+/// With kernels that ThreadSanitizer rightly complains of.
+[[maybe_unused]] void check_orders() {
   auto* const out = device<unsigned>(threads);
   const auto ends_with = [&](int order, int seed, void (*kernel)(Numbers), unsigned blocks) {
     emulator_reset();
@@ -163,7 +167,8 @@ void check_orders() {
   succeed(cudaFree(out), "cudaFree");
 }
 
-void check_faults() {
+/// (Threads that are stopped amid a kernel tell ThreadSanitizer nothing of their end.)
+[[maybe_unused]] void check_faults() {
   struct Wrong {
     void (*kernel)(Numbers);
     const char* text;
@@ -223,8 +228,10 @@ int main(int argc, char** argv) {
   check_indices();
   check_exchanges();
   check_barriers();
+#if !defined(EMULATOR_TSAN)
   check_orders();
   check_faults();
+#endif
   check_runtime(check);
   check(emulator_count("allocations") == 0, "everything has been freed");
   std::printf("%ld passed, %ld failed\n", passed, failed);

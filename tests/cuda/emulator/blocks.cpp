@@ -26,6 +26,8 @@ namespace {
 
 constexpr unsigned warp_size = 32;
 
+unsigned count_of(const dim3& size) { return size.x * size.y * size.z; }
+
 /// 0 to n-1 in the order in which they have their turn.
 std::vector<unsigned> turns(unsigned n, Schedule::Order order, std::uint64_t& random) {
   std::vector<unsigned> all(n);
@@ -65,8 +67,7 @@ struct Warp {
 
 class Block {
  public:
-  Block(const Kernel& kernel, std::vector<std::unique_ptr<Fiber>>& fibers)
-      : kernel_(kernel), fibers_(fibers) {}
+  Block(const Kernel& kernel, Fibers& fibers) : kernel_(kernel), fibers_(fibers) {}
 
   void run(uint3 at, Schedule::Order order, std::uint64_t random);
   const std::string& fault() const { return fault_; }
@@ -80,16 +81,19 @@ class Block {
   static void run_lane(void* block);
   bool run_ready(const std::vector<unsigned>& order);
   void exchange(Warp& warp, unsigned first);
-  [[noreturn]] void fail(const std::string& what);
-  std::string where() const;
+  [[noreturn]] void fail(const char* what, const char* more = "", const char* rest = "");
+  std::string describe() const;
 
   const Kernel& kernel_;
-  std::vector<std::unique_ptr<Fiber>>& fibers_;
+  Fibers& fibers_;
   std::vector<Lane> lanes_;
   std::vector<Warp> warps_;
   Meeting meeting_;
-  char done_ = 0;
+  char start_ = 0, end_ = 0;
   unsigned current_ = 0, waiting_ = 0, exited_ = 0;
+  // Not a text yet: who says it never returns, and frees nothing.
+  bool failed_ = false;
+  const char* said_[3] = {"", "", ""};
   std::string fault_;
 };
 
@@ -101,30 +105,43 @@ std::string text(uint3 at) {
   return out + ")";
 }
 
-std::string Block::where() const {
-  return "thread " + text(lanes_[current_].index) + " of block " + text(blockIdx);
+void Block::fail(const char* what, const char* more, const char* rest) {
+  failed_ = true;
+  said_[0] = what;
+  said_[1] = more;
+  said_[2] = rest;
+  release_at(&end_);
+  fibers_[current_].pause();  // for ever
+  std::abort();
 }
 
-void Block::fail(const std::string& what) {
-  fault_ = where() + ": " + what;
-  fibers_[current_]->pause();  // for ever
-  std::abort();
+/// What went wrong: a thread has said so, or none can go on.
+std::string Block::describe() const {
+  const std::string at = "block " + text(blockIdx);
+  if (failed_)
+    return "thread " + text(lanes_[current_].index) + " of " + at + ": " + said_[0] + said_[1] +
+           said_[2];
+  std::string out = at + ": its threads wait for each other, " + std::to_string(waiting_) + " of " +
+                    std::to_string(lanes_.size()) + " at __syncthreads()";
+  for (const Warp& warp : warps_)
+    if (warp.arrived) out += std::string(", others at ") + name_of(warp.operation);
+  return out;
 }
 
 void Block::run_lane(void* self) {
   auto* const here = static_cast<Block*>(self);
   const unsigned number = here->current_;
+  acquire_at(&here->start_);
   (*here->kernel_.body)();
   here->lanes_[number].state = Lane::State::exited;
   ++here->exited_;
   if (here->waiting_ > 0) here->fail("it has returned, and others wait for it at __syncthreads()");
   const Warp& warp = here->warps_[number / warp_size];
   if (warp.arrived && (warp.mask >> (number % warp_size) & 1u))
-    here->fail(std::string("it has returned, and its warp waits for it at ") +
-               name_of(warp.operation));
+    here->fail("it has returned, and its warp waits for it at ", name_of(warp.operation));
   here->lanes_[number].fences.forget();
-  release_at(&here->done_);
-  here->fibers_[number]->finish();
+  release_at(&here->end_);
+  here->fibers_[number].finish();
 }
 
 /// Lets every thread that can run have its turn; whether there was any.
@@ -136,34 +153,28 @@ bool Block::run_ready(const std::vector<unsigned>& order) {
     any = true;
     current_ = number;
     threadIdx = lane.index;
-    fibers_[number]->resume();
-    if (!fault_.empty()) return false;
+    fibers_[number].resume();
+    if (failed_) return false;
   }
   return any;
 }
 
 void Block::run(uint3 at, Schedule::Order order, std::uint64_t random) {
   const dim3& size = kernel_.block;
-  const unsigned count = size.x * size.y * size.z;
-  if constexpr (with_tsan) fibers_.clear();  // a thread that ran before has seen what it did
-  while (fibers_.size() < count) fibers_.push_back(std::make_unique<Fiber>());
+  const unsigned count = count_of(size);
   lanes_ = std::vector<Lane>(count);
   warps_ = std::vector<Warp>((count + warp_size - 1) / warp_size);
   for (unsigned i = 0; i < count; ++i) {
     lanes_[i].index = {i % size.x, i / size.x % size.y, i / size.x / size.y};
-    fibers_[i]->prepare(run_lane, this);
+    fibers_[i].prepare(run_lane, this);
   }
   block = this;
   watch_fibers();
+  release_at(&start_);
   blockIdx = at;
-  while (fault_.empty() && exited_ < count) {
-    if (run_ready(turns(count, order, random)) || !fault_.empty()) continue;
-    fault_ = "block " + text(at) + ": its threads wait for each other, " +
-             std::to_string(waiting_) + " of " + std::to_string(count) + " at __syncthreads()";
-    for (const Warp& warp : warps_)
-      if (warp.arrived) fault_ += std::string(", others at ") + name_of(warp.operation);
-  }
-  acquire_at(&done_);
+  while (exited_ < count && run_ready(turns(count, order, random))) continue;
+  if (failed_ || exited_ < count) fault_ = describe();
+  acquire_at(&end_);
   block = nullptr;
 }
 
@@ -174,7 +185,7 @@ void Block::barrier() {
   release_at(turn);
   if (++waiting_ < lanes_.size()) {
     self.state = Lane::State::at_barrier;
-    fibers_[current_]->pause();
+    fibers_[current_].pause();
   } else {
     waiting_ = 0;
     meeting_.complete();
@@ -188,16 +199,16 @@ void Block::barrier() {
 void Block::meet_warp(Operation operation, unsigned mask) {
   const unsigned first = current_ / warp_size * warp_size, lane = current_ - first;
   Warp& warp = warps_[current_ / warp_size];
-  const std::string name = name_of(operation);
-  if (!(mask >> lane & 1u)) fail(name + " with a mask that does not have its own bit");
-  if (warp.arrived && (warp.operation != operation || warp.mask != mask))
-    fail(name + ", and other lanes of its warp are at " + name_of(warp.operation) +
-         (warp.operation == operation ? " with another mask" : ""));
-  for (unsigned other = 0; other < warp_size; ++other) {
+  const char* const name = name_of(operation);
+  if (!(mask >> lane & 1u)) fail(name, " with a mask that does not have its own bit");
+  if (warp.arrived && warp.operation != operation)
+    fail(name, ", and other lanes of its warp are at ", name_of(warp.operation));
+  if (warp.arrived && warp.mask != mask) fail(name, ", and other lanes of its warp name others");
+  for (unsigned other = 0; !warp.arrived && other < warp_size; ++other) {
     if (!(mask >> other & 1u)) continue;
-    if (first + other >= lanes_.size()) fail(name + " names a lane that the block does not have");
+    if (first + other >= lanes_.size()) fail(name, " names a lane that the block does not have");
     if (lanes_[first + other].state == Lane::State::exited)
-      fail(name + " waits for a lane that has returned");
+      fail(name, " waits for a lane that has returned");
   }
   warp.operation = operation;
   warp.mask = mask;
@@ -208,7 +219,7 @@ void Block::meet_warp(Operation operation, unsigned mask) {
   if (turn) release_at(turn);
   if (warp.arrived != mask) {
     self.state = Lane::State::in_warp;
-    fibers_[current_]->pause();
+    fibers_[current_].pause();
   } else {
     exchange(warp, first);
   }
@@ -253,8 +264,7 @@ struct Grid {
   std::atomic<bool> failed{false};
 };
 
-void run_block(Grid& grid, unsigned turn, BorrowedThread& thread,
-               std::vector<std::unique_ptr<Fiber>>& fibers) {
+void run_block(Grid& grid, unsigned turn, BorrowedThread& thread, Fibers& fibers) {
   const unsigned number = grid.order[turn];
   const dim3& size = grid.kernel.grid;
   thread.poison_shared_memory();
@@ -271,16 +281,19 @@ void run_block(Grid& grid, unsigned turn, BorrowedThread& thread,
 /// One after the other, as many as this thread of the system gets.
 void run_blocks(Grid& grid) {
   BorrowedThread thread(grid.kernel.function);
-  std::vector<std::unique_ptr<Fiber>> fibers;
+  Fibers fibers(count_of(grid.kernel.block));
   const auto count = static_cast<unsigned>(grid.order.size());
   for (unsigned turn = grid.next++; turn < count && !grid.failed; turn = grid.next++)
     run_block(grid, turn, thread, fibers);
 }
 
-/// For ThreadSanitizer: a thread of the system for each block, all of them started before the first
-/// one is waited for, so that nothing orders blocks but what the kernel does.
+/// For ThreadSanitizer: threads of the system and fibers of its own for each block, all of which
+/// exist before the first one is waited for, so that nothing orders blocks but what the kernel
+/// does. (A fiber that has been in a block has seen what that did.)
 void run_blocks_apart(Grid& grid, int at_once) {
   std::vector<std::thread> threads;
+  std::vector<Fibers> fibers;
+  for (unsigned i = 0; i < grid.order.size(); ++i) fibers.emplace_back(count_of(grid.kernel.block));
   std::atomic<unsigned> begun{0}, ended{0};
   const auto ahead = static_cast<unsigned>(std::max(at_once, 2));
   for (unsigned i = 0; i < grid.order.size(); ++i) {
@@ -288,8 +301,7 @@ void run_blocks_apart(Grid& grid, int at_once) {
       const unsigned turn = begun++;
       while (turn >= ended + ahead) std::this_thread::yield();
       BorrowedThread thread(grid.kernel.function);
-      std::vector<std::unique_ptr<Fiber>> fibers;
-      if (!grid.failed) run_block(grid, turn, thread, fibers);
+      if (!grid.failed) run_block(grid, turn, thread, fibers[turn]);
       ++ended;
     });
   }
@@ -299,7 +311,7 @@ void run_blocks_apart(Grid& grid, int at_once) {
 }  // namespace
 
 std::string run(const Kernel& kernel, const Schedule& schedule) {
-  const unsigned count = kernel.grid.x * kernel.grid.y * kernel.grid.z;
+  const unsigned count = count_of(kernel.grid);
   std::uint64_t random = schedule.seed;
   Grid grid{kernel, schedule, turns(count, schedule.order, random),
             std::vector<std::string>(count)};

@@ -237,25 +237,12 @@ T __shfl_xor_sync(unsigned mask, T value, int offset, int width = warpSize) {
   return emulator::shuffled(true, mask, value, offset, width);
 }
 
-// ThreadSanitizer knows atomic operations, but no fences: that two fences order what is around
-// them if an atomic operation between them is seen, is told to it.
 #if defined(EMULATOR_TSAN)
 void __threadfence();
-namespace emulator {
-void before_atomic(void* address);
-void after_atomic(void* address);
-}  // namespace emulator
+unsigned atomicAdd(unsigned* address, unsigned value);
 #else
 inline void __threadfence() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
-namespace emulator {
-inline void before_atomic(void* /*address*/) {}
-inline void after_atomic(void* /*address*/) {}
-}  // namespace emulator
-#endif
-
 inline unsigned atomicAdd(unsigned* address, unsigned value) {
-  emulator::before_atomic(address);
-  const unsigned old = __atomic_fetch_add(address, value, __ATOMIC_RELAXED);
-  emulator::after_atomic(address);
-  return old;
+  return __atomic_fetch_add(address, value, __ATOMIC_RELAXED);
 }
+#endif

@@ -19,7 +19,7 @@ EMULATOR_CONTROL void emulator_reset();
 /// `streams`: when the operations of a stream run: 0 when something waits for them, 1 at once, 2 at
 ///   random, but in time.
 /// `devices`, `driver_version` (0: there is none), `capability` (e.g. 90), `multiprocessors`,
-/// `blocks_per_multiprocessor`: what the machine has.
+/// `blocks_per_multiprocessor`, `memory` (bytes, of all devices together): what the machine has.
 EMULATOR_CONTROL int emulator_set(const char* setting, int64_t value);
 EMULATOR_CONTROL int64_t emulator_get(const char* setting);
 

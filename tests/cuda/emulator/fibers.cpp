@@ -2,10 +2,10 @@
 
 #include <sys/mman.h>
 
+#include <atomic>
 #include <cstdio>
 #include <cstdlib>
-#include <mutex>
-#include <vector>
+#include <thread>
 
 #if defined(EMULATOR_ASAN)
 #include <sanitizer/asan_interface.h>
@@ -49,38 +49,28 @@ namespace {
 constexpr std::size_t guard_size = 4096;
 __thread Fiber* starting = nullptr;
 
-/// Stacks are kept: making one takes as long as running a small block.
-class Stacks {
- public:
-  char* take() {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    if (!free_.empty()) {
-      char* stack = free_.back();
-      free_.pop_back();
-      return stack;
-    }
-    void* memory = mmap(nullptr, guard_size + Fiber::stack_size, PROT_READ | PROT_WRITE,
-                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (memory == MAP_FAILED || mprotect(memory, guard_size, PROT_NONE) != 0) {
-      std::perror("emulator: no memory for the stack of a thread");
-      std::abort();
-    }
-    return static_cast<char*>(memory);
+char* make_stack() {
+  void* memory = mmap(nullptr, guard_size + Fiber::stack_size, PROT_READ | PROT_WRITE,
+                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (memory == MAP_FAILED || mprotect(memory, guard_size, PROT_NONE) != 0) {
+    std::perror("emulator: no memory for the stack of a thread");
+    std::abort();
   }
-  void give(char* stack) {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    free_.push_back(stack);
-  }
+  return static_cast<char*>(memory);
+}
 
- private:
-  std::mutex mutex_;
-  std::vector<char*> free_;
-};
-
-Stacks& stacks() {
-  static auto* all = new Stacks;  // for good: threads may end after the destructors of statics
+// Not a mutex, in which ThreadSanitizer would see an order of blocks.
+std::atomic_flag pool_lock = ATOMIC_FLAG_INIT;
+std::vector<std::unique_ptr<Fiber>>& pool() {
+  static auto* all = new std::vector<std::unique_ptr<Fiber>>;  // for good
   return *all;
 }
+struct PoolLock {
+  PoolLock() {
+    while (pool_lock.test_and_set(std::memory_order_acquire)) std::this_thread::yield();
+  }
+  ~PoolLock() { pool_lock.clear(std::memory_order_release); }
+};
 
 void switch_to(Context& from, Context& to) {
 #if defined(EMULATOR_TSAN)
@@ -96,7 +86,7 @@ void switch_to(Context& from, Context& to) {
 
 }  // namespace
 
-Fiber::Fiber() : stack_(stacks().take()) {
+Fiber::Fiber() : stack_(make_stack()) {
 #if defined(EMULATOR_TSAN)
   own_.tsan_fiber = __tsan_create_fiber(0);
 #endif
@@ -106,7 +96,7 @@ Fiber::~Fiber() {
 #if defined(EMULATOR_TSAN)
   __tsan_destroy_fiber(own_.tsan_fiber);
 #endif
-  stacks().give(stack_);
+  munmap(stack_, guard_size + stack_size);
 }
 
 void Fiber::prepare(void (*body)(void*), void* argument) {
@@ -169,6 +159,18 @@ void Fiber::pause() { switch_back(false); }
 void Fiber::finish() {
   switch_back(true);
   std::abort();  // it was resumed after its end
+}
+
+Fibers::Fibers(std::size_t count) {
+  const PoolLock lock;
+  for (; !pool().empty() && all_.size() < count; pool().pop_back())
+    all_.push_back(std::move(pool().back()));
+  while (all_.size() < count) all_.push_back(std::make_unique<Fiber>());
+}
+
+Fibers::~Fibers() {
+  const PoolLock lock;
+  for (std::unique_ptr<Fiber>& fiber : all_) pool().push_back(std::move(fiber));
 }
 
 }  // namespace emulator

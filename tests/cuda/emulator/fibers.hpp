@@ -1,5 +1,7 @@
 #pragma once
 #include <cstddef>
+#include <memory>
+#include <vector>
 
 #if defined(EMULATOR_TSAN)
 #include <sanitizer/tsan_interface.h>
@@ -64,6 +66,18 @@ class Fiber {
   std::size_t caller_stack_size_ = 0;
   void (*body_)(void*) = nullptr;
   void* argument_ = nullptr;
+};
+
+/// Some fibers out of a pool, where they go back to: making one takes as long as running it.
+class Fibers {
+ public:
+  explicit Fibers(std::size_t count);
+  ~Fibers();
+  Fibers(Fibers&&) = default;
+  Fiber& operator[](std::size_t i) { return *all_[i]; }
+
+ private:
+  std::vector<std::unique_ptr<Fiber>> all_;
 };
 
 }  // namespace emulator

@@ -96,6 +96,7 @@ constexpr Setting names[] = {
     {"driver_version", &Settings::driver_version},
     {"capability", &Settings::capability},
     {"multiprocessors", &Settings::multiprocessors},
+    {"memory", &Settings::memory},
     {"blocks_per_multiprocessor", &Settings::blocks_per_multiprocessor},
 };
 

@@ -13,7 +13,7 @@ namespace emulator {
 struct Settings {
   std::int64_t order = 0, seed = 1, workers = 1, streams = 0;
   std::int64_t devices = 1, driver_version = 13000, capability = 90;
-  std::int64_t multiprocessors = 4, blocks_per_multiprocessor = 2;
+  std::int64_t multiprocessors = 4, blocks_per_multiprocessor = 2, memory = std::int64_t{8} << 30;
 };
 
 /// An error that a test has ordered.

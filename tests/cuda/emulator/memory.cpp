@@ -56,9 +56,11 @@ bool are_guards_whole(const Memory& memory) {
 cudaError_t allocate(void** out, std::size_t bytes) {
   *out = nullptr;
   if (bytes == 0) return cudaSuccess;
+  const std::int64_t room = machine().settings.memory - count_memory("allocated_bytes");
+  if (bytes > static_cast<std::uint64_t>(std::max<std::int64_t>(room, 0)))
+    return cudaErrorMemoryAllocation;
   const std::size_t size = outer_size(bytes);
-  auto* outer =
-      size < bytes ? nullptr : static_cast<unsigned char*>(std::aligned_alloc(alignment, size));
+  auto* outer = static_cast<unsigned char*>(std::aligned_alloc(alignment, size));
   if (!outer) return cudaErrorMemoryAllocation;
   std::memset(outer, fence, size);
   std::memset(outer + guard, fresh, bytes);

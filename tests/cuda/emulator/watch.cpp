@@ -63,9 +63,6 @@ void Fences::forget() {
     if (fiber) __tsan_destroy_fiber(fiber);
 }
 
-void before_atomic(void* address) { current_fences().before_atomic(address); }
-void after_atomic(void* address) { current_fences().after_atomic(address); }
-
 #else
 
 void Fences::forget() {}
@@ -93,6 +90,9 @@ BorrowedThread::BorrowedThread(const void* kernel) : variables_{kernel, nullptr,
   std::fesetenv(FE_DFL_ENV);
   *const_cast<volatile unsigned*>(&blockIdx.x) = 0;  // the first access makes room for them
   dl_iterate_phdr(find, &variables_);
+  // ThreadSanitizer would see writes. There, a thread of the system runs one block and nothing
+  // else.
+  if (with_tsan) variables_.size = 0;
   const char* data = static_cast<const char*>(variables_.data);
   saved_.assign(data, data + variables_.size);
 }
@@ -103,12 +103,21 @@ BorrowedThread::~BorrowedThread() {
 }
 
 void BorrowedThread::poison_shared_memory() {
-  // ThreadSanitizer gets a thread of the system for every block, and would see this as a write.
-  if (!with_tsan && variables_.size) std::memset(variables_.data, 0xcd, variables_.size);
+  if (variables_.size) std::memset(variables_.data, 0xcd, variables_.size);
 }
 
 }  // namespace emulator
 
 #if defined(EMULATOR_TSAN)
 void __threadfence() { emulator::current_fences().fence(); }
+
+// ThreadSanitizer does not see the operation itself. It would complain, by the letter, of the block
+// that sets a counter back which it has just found to be the last to count at.
+unsigned atomicAdd(unsigned* address, unsigned value) {
+  emulator::Fences& fences = emulator::current_fences();
+  fences.before_atomic(address);
+  const unsigned old = __atomic_fetch_add(address, value, __ATOMIC_RELAXED);
+  fences.after_atomic(address);
+  return old;
+}
 #endif
