@@ -6,7 +6,7 @@ namespace fusedstep::cuda {
 namespace {
 
 /// The sum of one chunk per block, and by the last block everything that follows from the sums.
-__global__ void __launch_bounds__(threads) measure(const __grid_constant__ Arguments arguments) {
+__global__ void __launch_bounds__(threads, 5) measure(const __grid_constant__ Arguments arguments) {
   const Step& step = arguments.step;
   const Table table = table_of(arguments);
   const std::uint32_t chunk = blockIdx.x;
