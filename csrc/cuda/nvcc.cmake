@@ -33,9 +33,9 @@ endfunction()
 
 # `out`: empty if this nvcc makes a library with a kernel, else what it says. CMake would end at a
 # compiler that does not work, and with it a build that can do without.
-function(fusedstep_try_nvcc nvcc flags architecture out)
+function(fusedstep_try_nvcc nvcc flags out)
   set(folder ${CMAKE_CURRENT_BINARY_DIR}/try)
-  set(asked "${nvcc} ${flags} ${architecture} ${CMAKE_CUDA_HOST_COMPILER}")
+  set(asked "${nvcc} ${flags} ${CMAKE_CUDA_HOST_COMPILER}")
   if(asked STREQUAL "$CACHE{FUSEDSTEP_CUDA_TRIED}")
     set(${out} "" PARENT_SCOPE)
     return()
@@ -44,7 +44,7 @@ function(fusedstep_try_nvcc nvcc flags architecture out)
     "#include <cuda_runtime.h>\n__global__ void kernel(int* x) { *x = 1; }\n"
     "void launch(int* x) { kernel<<<1, 1>>>(x); }\n")
   execute_process(
-    COMMAND ${nvcc} -std=c++17 -arch=sm_${architecture} -ccbin ${CMAKE_CUDA_HOST_COMPILER} ${flags}
+    COMMAND ${nvcc} -std=c++17 -ccbin ${CMAKE_CUDA_HOST_COMPILER} ${flags}
       -shared -Xcompiler -fPIC -o try.so try.cu
     WORKING_DIRECTORY ${folder} RESULT_VARIABLE failed OUTPUT_VARIABLE text ERROR_VARIABLE text)
   if(failed)
