@@ -34,15 +34,21 @@ struct Counts {
 
 /// What of a Row the device knows better. Null members: it does not.
 struct DeviceRow {
-  DeviceNumber lr;             ///< in place of the hyper-parameter 0, which is the learning rate
+  DeviceNumber lr;             ///< in place of the hyper-parameter `lr`, of a rule that has one
   DeviceNumber rescale;        ///< rescale_grad is multiplied by it
   DeviceNumber step, product;  ///< in place of the progress; they are what comes *before* the step,
                                ///< and advance in place if it is applied
   const Cell* from = nullptr;  ///< the same in the form of a cell,
-  Cell* to = nullptr;          ///< which need not be where the advanced one goes
+  Cell* to = nullptr;          ///< which need not be where the advanced one goes: it is written
+                               ///< whole, also by a step that is skipped
+  /// False: another row of the call has the same `step` and `product`, or `to`, and advances them.
+  /// So all rows are read before any is advanced.
+  bool advances = true;
 };
 
-/// One step of a device. All memory of the tensors, `chunk_sums` too, is on that device.
+/// One step of a device. All memory of the tensors, `chunk_sums` too, is on that device. There may
+/// be no tensors; rows advance all the same. A joint call has one tree if and only if it has one
+/// scope: scopes may differ in a number that only the device knows.
 struct DeviceCall {
   StepCall step;          ///< num_threads and executor mean nothing
   const DeviceRow* rows;  ///< [step.num_rows]; `Row::progress.first` counts beside `Cell::fresh`
@@ -57,9 +63,9 @@ struct DeviceCall {
 
 /// What a step did.
 struct DeviceReport {
-  double norm;  ///< of all scopes together; NaN if nothing asked for it
-  double sum;   ///< of squares, of the first tree
-  double clip_coef;
+  double norm;       ///< of all scopes together; NaN if nothing asked for it
+  double sum;        ///< of squares, of the first tree
+  double clip_coef;  ///< the smallest of the rows that have tensors, 1 without any
   std::int64_t first_nonfinite;
   bool skipped, nonfinite;
 };
@@ -102,6 +108,7 @@ struct DeviceApi {
   /// Waits for the step. `tensor_norms` is null or has room for one per tensor of the call; it is
   /// filled if norms were measured.
   const char* (*read_report)(void* report, DeviceReport* out, double* tensor_norms);
+  /// Also before the step has run.
   void (*free_report)(void* report);
 
   /// Null, or what of a table differs from what this code was compiled for.
