@@ -23,7 +23,7 @@ Known ask() {
   Known known;
   if (cudaRuntimeGetVersion(&known.runtime) != cudaSuccess) known.runtime = 0;
   if (cudaDriverGetVersion(&known.driver) != cudaSuccess) known.driver = 0;
-  known.why = device_api.status(&known.devices);
+  known.why = device_api().status(&known.devices);
   if (known.why) known.devices = 0;
   return known;
 }
@@ -61,7 +61,7 @@ PyObject* info(PyObject* /*module*/, PyObject* /*none*/) {
 /// 0, or -1 with an error set.
 int fill(PyObject* module) {
   PyObject* capsule =
-      PyCapsule_New(const_cast<DeviceApi*>(&device_api), capsule_name, nullptr);  // NOLINT: ours
+      PyCapsule_New(const_cast<DeviceApi*>(&device_api()), capsule_name, nullptr);  // NOLINT: ours
   const int failed = PyModule_AddObjectRef(module, "_DEVICE_API", capsule);
   Py_XDECREF(capsule);
   return failed;
