@@ -34,7 +34,7 @@ struct Counts {
 
 /// What of a Row the device knows better. Null members: it does not.
 struct DeviceRow {
-  DeviceNumber lr;             ///< in place of the hyper-parameter 0, which is the learning rate
+  DeviceNumber lr;             ///< in place of the hyper-parameter `lr`, of a rule that has one
   DeviceNumber rescale;        ///< rescale_grad is multiplied by it
   DeviceNumber step, product;  ///< in place of the progress; they are what comes *before* the step,
                                ///< and advance in place if it is applied

@@ -7,7 +7,8 @@
 
 /// float16 and bfloat16 to and from float32, by bits: every scalar path uses these, on every
 /// instruction set. They agree with F16C bit for bit, NaN payloads included, and do not depend on
-/// the floating-point environment. (Only integers here; tests go through every case.)
+/// the floating-point environment. (Only integers here; tests go through every case.) Every GPU has
+/// instructions for float16, with the same bits but for NaN payloads.
 namespace fusedstep {
 
 FUSEDSTEP_HD std::uint32_t bits_of(float x) {
@@ -37,6 +38,11 @@ FUSEDSTEP_HD bf16 to_bf16(float x) {
 }
 
 FUSEDSTEP_HD float to_float(f16 x) {
+#if defined(__CUDA_ARCH__)
+  float converted;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(converted) : "h"(x.bits));
+  return converted;
+#else
   const std::uint32_t sign = (x.bits & 0x8000u) << 16;
   const std::uint32_t exponent = (x.bits >> 10) & 31u;
   std::uint32_t fraction = x.bits & 0x3ffu;
@@ -47,9 +53,15 @@ FUSEDSTEP_HD float to_float(f16 x) {
   std::uint32_t shifted = 113;  // subnormal: every float16 is a normal float32
   for (; !(fraction & 0x400u); --shifted) fraction <<= 1;
   return float_of(sign | (shifted << 23) | ((fraction & 0x3ffu) << 13));
+#endif
 }
 
 FUSEDSTEP_HD f16 to_f16(float x) {
+#if defined(__CUDA_ARCH__)
+  f16 converted;
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(converted.bits) : "f"(x));
+  return converted;
+#else
   const std::uint32_t sign = (bits_of(x) >> 16) & 0x8000u;
   const std::uint32_t magnitude = bits_of(x) & 0x7fffffffu;
   const std::uint32_t exponent = magnitude >> 23;
@@ -66,6 +78,7 @@ FUSEDSTEP_HD f16 to_f16(float x) {
     half = 0;
   }
   return {static_cast<std::uint16_t>(sign | half)};
+#endif
 }
 
 }  // namespace fusedstep

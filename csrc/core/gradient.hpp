@@ -26,10 +26,16 @@ struct Conditioning {
   bool scales, limits;
 };
 
+FUSEDSTEP_HD Conditioning<double> conditioning_of(double sign, double rescale_grad, double clip,
+                                                  double clip_value) {
+  const double scale = sign * rescale_grad * clip;
+  return {scale, clip_value, scale != 1, clip_value != HUGE_VAL};
+}
+
 /// `norm` is after rescale_grad.
 FUSEDSTEP_HD Conditioning<double> prepare_gradient(const Row& row, double norm) {
-  const double scale = row.sign * row.rescale_grad * clip_coefficient(row.clip_norm, norm);
-  return {scale, row.clip_value, scale != 1, row.clip_value != HUGE_VAL};
+  const double clip = clip_coefficient(row.clip_norm, norm);
+  return conditioning_of(row.sign, row.rescale_grad, clip, row.clip_value);
 }
 
 template <class V, class T>

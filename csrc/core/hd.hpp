@@ -12,6 +12,13 @@
 #define FUSEDSTEP_HD inline
 #endif
 
+/// In front of a loop that must stay one: unrolled, it would only take registers from others.
+#if defined(__CUDA_ARCH__)
+#define FUSEDSTEP_LOOP _Pragma("unroll 1")
+#else
+#define FUSEDSTEP_LOOP
+#endif
+
 /// What formulas call beside + - * /, for one number. A register of numbers brings the same names
 /// (cpu/pack.hpp). Everything here is exactly rounded, in every build.
 namespace fusedstep {

@@ -53,7 +53,7 @@ inline double sum_chunks(const double* sums, std::int64_t n) {
 FUSEDSTEP_HD bool needs_second_look(double sum) {
   return sum == sum && !(sum >= 0x1p-900 && sum < HUGE_VAL);
 }
-inline int second_look_exponent(double max_abs) {
+FUSEDSTEP_HD int second_look_exponent(double max_abs) {
   const int exponent = ::ilogb(max_abs);
   return exponent < -1000 ? -1000 : exponent > 1000 ? 1000 : exponent;
 }

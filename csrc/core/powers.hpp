@@ -10,6 +10,7 @@ namespace fusedstep {
 /// base^n by repeated squaring, n >= 0. The relative error is below n * 2^-53.
 FUSEDSTEP_HD double power(double base, std::int64_t n) {
   double result = 1.0;
+  FUSEDSTEP_LOOP
   for (; n > 0; n >>= 1, base *= base)
     if (n & 1) result *= base;
   return result;
@@ -19,6 +20,7 @@ FUSEDSTEP_HD double power(double base, std::int64_t n) {
 /// 1 - b^2 = (1 - b)(1 + b) and 1 - b^(m+n) = (1 - b^m) + b^m (1 - b^n).
 FUSEDSTEP_HD double one_minus_power(double base, std::int64_t n) {
   double result = 0.0, done = 1.0, rest = 1.0 - base;  // `done` is 1 - result, to its own rounding
+  FUSEDSTEP_LOOP
   for (; n > 0; n >>= 1, rest *= 1.0 + base, base *= base) {
     if (n & 1) {
       result += done * rest;
@@ -37,6 +39,7 @@ FUSEDSTEP_HD double exp_of_negative(double x) {
   const double n = ::floor(0.5 - x * log2_of_e);
   const double r = (x + n * ln2_high) + n * ln2_low;
   double sum = 1.0;
+  FUSEDSTEP_LOOP
   for (int k = degree; k > 0; --k) sum = 1.0 + sum * r / k;
   return sum * power(0.5, static_cast<std::int64_t>(n));
 }

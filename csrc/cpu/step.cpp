@@ -12,6 +12,7 @@
 
 #include "core/float_env.hpp"
 #include "core/norm_tree.hpp"
+#include "core/norms.hpp"
 #include "cpu/kernels.hpp"
 #include "cpu/placement.hpp"
 #include "cpu/staging.hpp"
@@ -341,36 +342,17 @@ Stage Job::settle() {
     share_given_norms();
     finite = finite && std::isfinite(outcome_.norm);
   }
-  const bool refused = known && !(outcome_.norm <= call_.skip_norm) && !std::isinf(call_.skip_norm);
+  const bool refused = known && exceeds(outcome_.norm, call_.skip_norm);
   outcome_.nonfinite = !finite;
   outcome_.skipped = refused || (call_.skip_nonfinite && !finite);
   prepare_rows(known ? outcome_.norms : nullptr);
   return outcome_.skipped ? Stage::finished : Stage::update;
 }
 
-/// The sign and payload of NaN depend on the instruction set.
-double plain(double norm) {
-  return std::isnan(norm) ? std::numeric_limits<double>::quiet_NaN() : norm;
-}
-
-/// Of several parts together. Scaled by a power of two, which is exact, so that large norms do not
-/// overflow.
-double joined(const double* norms, std::int64_t count) {
-  double largest = 0, sum = 0;
-  for (std::int64_t k = 0; k < count; ++k) largest = std::max(largest, norms[k]);
-  const bool scalable = largest > 0 && std::isfinite(largest);
-  const int exponent = scalable ? std::ilogb(largest) : 0;
-  for (std::int64_t k = 0; k < count; ++k) {
-    const double norm = std::ldexp(norms[k], -exponent);
-    sum += norm * norm;
-  }
-  return plain(std::ldexp(std::sqrt(sum), exponent));
-}
-
 void Job::report_norms() {
   for (int k = 0; k < call_.num_scopes; ++k) {
     const double norm = work_.trees[single_tree_ ? 0 : static_cast<std::size_t>(k)].norm;
-    outcome_.norms[k] = plain(call_.scope_scale[k] * norm);
+    outcome_.norms[k] = plain_nan(call_.scope_scale[k] * norm);
   }
   outcome_.norm = joint_norm();
   if (call_.joint) std::fill_n(outcome_.norms, call_.num_scopes, outcome_.norm);
@@ -386,7 +368,7 @@ void Job::report_tensor_norms() {
     const double sum = norm_tree::sum_chunks(work_.sums.data() + first, chunks);
     const bool safe = !tree.wide || !norm_tree::needs_second_look(sum);
     const double norm = safe ? std::sqrt(sum) / tree.scale : look_again(first, first + chunks);
-    outcome_.tensor_norms[t] = plain(call_.scope_scale[tensor.scope] * norm);
+    outcome_.tensor_norms[t] = plain_nan(call_.scope_scale[tensor.scope] * norm);
     first += chunks;
   }
 }
@@ -414,13 +396,13 @@ double Job::look_again(std::uint32_t first, std::uint32_t last) {
 
 void Job::share_given_norms() {
   for (int k = 0; k < call_.num_scopes; ++k)
-    outcome_.norms[k] = plain(call_.scope_scale[k] * call_.given_norms[call_.joint ? 0 : k]);
+    outcome_.norms[k] = plain_nan(call_.scope_scale[k] * call_.given_norms[call_.joint ? 0 : k]);
   outcome_.norm = call_.joint ? outcome_.norms[0] : joint_norm();
 }
 
 /// The norm of all scopes together.
 double Job::joint_norm() const {
-  return single_tree_ ? outcome_.norms[0] : joined(outcome_.norms, call_.num_scopes);
+  return single_tree_ ? outcome_.norms[0] : joined_norm(outcome_.norms, call_.num_scopes);
 }
 
 std::int64_t Job::first_nonfinite() {
@@ -453,7 +435,7 @@ void step(const StepCall& call, StepOutcome& outcome) {
 
 double join_norms(const double* norms, std::int64_t count) {
   const FloatEnvironment environment;
-  return count == 1 ? norms[0] : joined(norms, count);
+  return count == 1 ? norms[0] : joined_norm(norms, count);
 }
 
 double sum_squares(const Tensor* tensors, std::int64_t num_tensors, int num_threads) {

@@ -2,6 +2,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "core/blocks.hpp"
 #include "core/float16.hpp"
 #include "core/step.hpp"
 #include "cpu/pack.hpp"
@@ -128,7 +129,7 @@ void encode_elements(const float* x, std::int64_t count, T* stored) {
 /// int8 codes and one scale -> `count` <= block_size values.
 void decode_block(const std::int8_t* codes, const float* scale, std::int64_t count, float* out) {
   const float factor = read(scale);
-  for (std::int64_t i = 0; i < count; ++i) out[i] = static_cast<float>(codes[i]) * factor;
+  for (std::int64_t i = 0; i < count; ++i) out[i] = decoded(codes[i], factor);
 }
 
 /// The largest |x|; NaN if any is NaN. (Magnitudes order like their bits, with NaN on top.)
@@ -141,17 +142,10 @@ float max_magnitude(const float* x, std::int64_t count) {
   return float_of(largest);
 }
 
-/// scale = max|x| / 127, code = x / scale to nearest even. A block with infinity or NaN becomes all
-/// NaN (a NaN scale). The limit matters only where the scale is subnormal, and so not precise.
 void encode_block(const float* x, std::int64_t count, std::int8_t* codes, float* scale) {
-  const float largest = max_magnitude(x, count);
-  const float factor = largest < HUGE_VALF ? largest / 127.0f : NAN;
+  const float factor = scale_of_block(max_magnitude(x, count));
   write(factor, scale);
-  const bool any = factor > 0.0f;
-  for (std::int64_t i = 0; i < count; ++i) {
-    const float code = any ? fusedstep::clamp(x[i] / factor, 127.0f) : 0.0f;
-    codes[i] = static_cast<std::int8_t>(::lrintf(code));
-  }
+  for (std::int64_t i = 0; i < count; ++i) codes[i] = encoded(x[i], factor);
 }
 
 /// Calls visit(codes, scale, first element, count) for every block.
