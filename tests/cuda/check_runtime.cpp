@@ -300,6 +300,9 @@ void check_machine() {
   emulator_set("capability", 75);
   succeed(cudaDeviceGetAttribute(&value, cudaDevAttrComputeCapabilityMajor, 1), "attribute");
   check(value == 7, "major");
+  cudaDeviceProp properties;
+  succeed(cudaGetDeviceProperties(&properties, 1), "cudaGetDeviceProperties");
+  check(properties.name == std::string("emulated device 1") && properties.minor == 5, "properties");
   emulator_set("multiprocessors", 132);
   succeed(cudaDeviceGetAttribute(&value, cudaDevAttrMultiProcessorCount, 0), "attribute");
   check(value == 132 && emulator_get("multiprocessors") == 132, "multiprocessors");

@@ -106,6 +106,13 @@ enum cudaDeviceAttr {
   cudaDevAttrMaxBlocksPerMultiprocessor = 106
 };
 
+/// What of it is asked for.
+struct cudaDeviceProp {
+  char name[256];
+  std::size_t totalGlobalMem;
+  int major, minor, multiProcessorCount;
+};
+
 using cudaStream_t = struct CUstream_st*;
 using cudaGraph_t = struct CUgraph_st*;
 using cudaGraphExec_t = struct CUgraphExec_st*;
@@ -128,6 +135,7 @@ EMULATOR_EXPORT cudaError_t cudaGetDevice(int* device);
 EMULATOR_EXPORT cudaError_t cudaSetDevice(int device);
 EMULATOR_EXPORT cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute,
                                                    int device);
+EMULATOR_EXPORT cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device);
 EMULATOR_EXPORT cudaError_t cudaDeviceSynchronize();
 
 EMULATOR_EXPORT cudaError_t cudaGetLastError();

@@ -7,8 +7,8 @@ extern "C" {
 #endif
 #define EMULATOR_CONTROL __attribute__((visibility("default")))
 
-/// As after loading: everything that is put into streams is run, settings, counts, faults and
-/// registrations are forgotten. What has been allocated stays.
+/// As after loading: everything that is put into streams is run; settings, counts and faults are
+/// forgotten. What has been allocated or registered stays.
 EMULATOR_CONTROL void emulator_reset();
 
 /// Settings by name; -1 if there is none of that name.
@@ -47,7 +47,8 @@ EMULATOR_CONTROL const char* emulator_executed(int64_t index);
 /// What was done wrong first since the reset, by a kernel or by a caller; null if nothing was.
 EMULATOR_CONTROL const char* emulator_fault();
 
-/// Declares memory of a test to be memory of a device.
+/// Declares memory of a test to be memory of a device; as often as it is declared, it has to be
+/// undeclared.
 EMULATOR_CONTROL void emulator_register(const void* memory, int64_t bytes, int device);
 EMULATOR_CONTROL void emulator_unregister(const void* memory);
 

@@ -181,6 +181,20 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int dev
   });
 }
 
+cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
+  return call("cudaGetDeviceProperties", [=] {
+    const Settings& settings = machine().settings;
+    if (device < 0 || device >= settings.devices) return cudaErrorInvalidDevice;
+    *properties = {};
+    std::snprintf(properties->name, sizeof properties->name, "emulated device %d", device);
+    properties->totalGlobalMem = static_cast<std::size_t>(settings.memory);
+    properties->major = attribute_of_machine(cudaDevAttrComputeCapabilityMajor);
+    properties->minor = attribute_of_machine(cudaDevAttrComputeCapabilityMinor);
+    properties->multiProcessorCount = attribute_of_machine(cudaDevAttrMultiProcessorCount);
+    return cudaSuccess;
+  });
+}
+
 cudaError_t cudaGetLastError() {
   const std::lock_guard<std::recursive_mutex> lock(machine().mutex);
   machine().count("cudaGetLastError");
@@ -217,7 +231,6 @@ void emulator_reset() {
   m.bytes_copied = m.bytes_set = m.kernel_errors = 0;
   m.broken = cudaSuccess;
   m.fault.clear();
-  forget_registrations();
   host_thread() = HostThread{};
 }
 

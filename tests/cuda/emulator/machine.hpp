@@ -66,7 +66,6 @@ cudaError_t call(const char* function, Body body) {
 /// Whether the bytes lie in one allocation or registration of the device (-1: of any).
 bool is_device_memory(const void* memory, std::size_t bytes, int device = -1);
 std::int64_t count_memory(const std::string& what);
-void forget_registrations();
 
 // --- streams.cpp ---
 void run_everything();

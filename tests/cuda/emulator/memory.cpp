@@ -28,8 +28,8 @@ struct Memory {
 };
 
 /// By address.
-std::map<std::uintptr_t, Memory>& memories() {
-  static auto* all = new std::map<std::uintptr_t, Memory>;
+std::multimap<std::uintptr_t, Memory>& memories() {
+  static auto* all = new std::multimap<std::uintptr_t, Memory>;
   return *all;
 }
 
@@ -66,14 +66,15 @@ cudaError_t allocate(void** out, std::size_t bytes) {
   std::memset(outer + guard, fresh, bytes);
   EMULATOR_POISON(outer, guard);
   EMULATOR_POISON(outer + guard + bytes, size - guard - bytes);
-  memories()[address_of(outer + guard)] = {bytes, host_thread().device, outer};
+  memories().insert({address_of(outer + guard), {bytes, host_thread().device, outer}});
   *out = outer + guard;
   return cudaSuccess;
 }
 
 cudaError_t release(void* memory) {
-  const auto found = memories().find(address_of(memory));
-  if (found == memories().end() || !found->second.outer) {
+  const auto [begin, end] = memories().equal_range(address_of(memory));
+  const auto found = std::find_if(begin, end, [](const auto& each) { return each.second.outer; });
+  if (found == end) {
     machine().blame("cudaFree of what is no allocation");
     return cudaErrorInvalidValue;
   }
@@ -92,11 +93,13 @@ cudaError_t release(void* memory) {
 
 bool is_device_memory(const void* memory, std::size_t bytes, int device) {
   const std::uintptr_t begin = address_of(memory);
-  auto found = memories().upper_bound(begin);
-  if (found == memories().begin()) return false;
-  --found;
-  const bool within = begin - found->first + bytes <= found->second.bytes;
-  return within && (device < 0 || device == found->second.device);
+  for (auto at = memories().upper_bound(begin); at != memories().begin();) {
+    --at;  // tests may register parts of what they have registered
+    const auto& [address, found] = *at;
+    if (begin - address + bytes <= found.bytes && (device < 0 || device == found.device))
+      return true;
+  }
+  return false;
 }
 
 std::int64_t count_memory(const std::string& what) {
@@ -111,11 +114,6 @@ std::int64_t count_memory(const std::string& what) {
          : what == "allocated_bytes" ? bytes
          : what == "broken_guards"   ? broken
                                      : -1;
-}
-
-void forget_registrations() {
-  for (auto at = memories().begin(); at != memories().end();)
-    at = at->second.outer ? std::next(at) : memories().erase(at);
 }
 
 }  // namespace emulator
@@ -140,12 +138,12 @@ cudaError_t cudaFree(void* memory) {
 
 void emulator_register(const void* memory, int64_t bytes, int device) {
   const std::lock_guard<std::recursive_mutex> lock(machine().mutex);
-  if (bytes > 0)
-    memories()[address_of(memory)] = {static_cast<std::size_t>(bytes), device, nullptr};
+  memories().insert({address_of(memory), {static_cast<std::size_t>(bytes), device, nullptr}});
 }
 
 void emulator_unregister(const void* memory) {
   const std::lock_guard<std::recursive_mutex> lock(machine().mutex);
-  const auto found = memories().find(address_of(memory));
-  if (found != memories().end() && !found->second.outer) memories().erase(found);
+  const auto [begin, end] = memories().equal_range(address_of(memory));
+  const auto found = std::find_if(begin, end, [](const auto& each) { return !each.second.outer; });
+  if (found != end) memories().erase(found);
 }
