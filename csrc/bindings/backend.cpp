@@ -101,7 +101,11 @@ Gpu find_gpu(const Device& device, const Place& place) {
   const py::object module = py::reinterpret_steal<py::object>(PyImport_GetModule(name.ptr()));
   if (!module && PyErr_Occurred() != nullptr) throw py::error_already_set();
   if (known.api == nullptr || module.ptr() != known.module) known = load(device, place);
-  if (device.id < 0 || device.id >= known.devices) {
+  const auto exists = [&] { return device.id >= 0 && device.id < known.devices; };
+  if (!exists()) {
+    if (const char* why = known.api->status(&known.devices)) unusable(device, place, why);
+  }
+  if (!exists()) {
     unusable(device, place, "CUDA sees " + std::to_string(known.devices) + " of them");
   }
   return {known.api, device.id};
