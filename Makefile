@@ -3,6 +3,8 @@
 
 PYTHON ?= python3
 FUSEDSTEP_WERROR ?= OFF
+FUSEDSTEP_CUDA ?= AUTO
+FUSEDSTEP_CUDA_ARCHITECTURES ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -11,10 +13,10 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 # With the directories, so that a deleted file counts as a change.
 SOURCES := CMakeLists.txt pyproject.toml $(shell find csrc python -not -name '*.py[co]' -not -name __pycache__)
-CXX_FILES = $(shell git ls-files --cached --others --exclude-standard '*.cpp' '*.hpp' '*.cu')
+CXX_FILES = $(shell git ls-files --cached --others --exclude-standard '*.cpp' '*.hpp' '*.cu' '*.cuh')
 
 .PHONY: help demo demo-torch demo-jax bench docs test test-all test-jax-oldest lint format sanitize wheel \
-  roofline clean
+  roofline clean always
 .DELETE_ON_ERROR:
 
 help:  ## lists the targets
@@ -46,17 +48,31 @@ $(VENV)/jax-oldest.stamp: pyproject.toml $(VENV)/pip.stamp
 XLA_SETTINGS = --config-settings=cmake.define.FUSEDSTEP_XLA=ON \
   --config-settings=cmake.define.FUSEDSTEP_XLA_INCLUDE=$(CURDIR)/$(OLDEST_JAX)/jaxlib/include
 
+# With CUDA=ON and no nvcc on this machine, that of PyPI. The stamp is rewritten when the choice changes.
+NVCC := $(or $(CUDACXX),$(shell command -v nvcc 2>/dev/null),$(wildcard /usr/local/cuda/bin/nvcc))
+CUDA_CHOICE := $(FUSEDSTEP_CUDA) $(FUSEDSTEP_CUDA_ARCHITECTURES) $(NVCC)
+CUDA_STAMPS := $(VENV)/cuda.stamp $(if $(filter ON,$(FUSEDSTEP_CUDA)),$(if $(NVCC),,$(VENV)/group-cuda.stamp))
+$(VENV)/cuda.stamp: always $(VENV)/pip.stamp
+	@echo '$(CUDA_CHOICE)' | cmp -s - $@ || echo '$(CUDA_CHOICE)' >$@
+
+# $(1): the architectures, unless others are asked for
+CUDA_SETTINGS = --config-settings=cmake.define.FUSEDSTEP_CUDA=$(FUSEDSTEP_CUDA) \
+  '--config-settings=cmake.define.FUSEDSTEP_CUDA_ARCHITECTURES=$(or $(FUSEDSTEP_CUDA_ARCHITECTURES),$(1))'
+
 # Without build isolation CMake keeps its build tree, so an edit compiles only what it changed.
-$(VENV)/fusedstep.stamp: $(SOURCES) $(VENV)/group-build.stamp $(VENV)/jax-oldest.stamp
+$(VENV)/fusedstep.stamp: $(SOURCES) $(VENV)/group-build.stamp $(VENV)/jax-oldest.stamp $(CUDA_STAMPS)
 	@echo "# building and installing fusedstep"
-	$(PIP) install --quiet --no-build-isolation $(XLA_SETTINGS) \
+	$(PIP) install --quiet --no-build-isolation $(XLA_SETTINGS) $(call CUDA_SETTINGS,75) \
 	  --config-settings=cmake.define.FUSEDSTEP_WERROR=$(FUSEDSTEP_WERROR) .
 	@touch $@
 
+# With kernels for all GPUs, which take minutes: not in the tree that has them for one.
+WHEEL_TREE := $(if $(NVCC),--config-settings=build-dir=build/release)
 $(VENV)/wheel.stamp: $(SOURCES) README.md LICENSE $(VENV)/group-build.stamp $(VENV)/group-wheel.stamp \
-  $(VENV)/jax-oldest.stamp
+  $(VENV)/jax-oldest.stamp $(CUDA_STAMPS)
 	rm -rf dist wheelhouse
-	$(PIP) wheel --quiet --no-build-isolation $(XLA_SETTINGS) --no-deps --wheel-dir dist .
+	$(PIP) wheel --quiet --no-build-isolation $(XLA_SETTINGS) $(call CUDA_SETTINGS,release) $(WHEEL_TREE) \
+	  --no-deps --wheel-dir dist .
 	$(BIN)/auditwheel repair --wheel-dir wheelhouse dist/*.whl
 	@touch $@
 
@@ -125,8 +141,9 @@ wheel: $(VENV)/wheel.stamp  ## makes a redistributable wheel and checks it in an
 	$(PYTHON) -m venv --clear build/empty
 	build/empty/bin/pip install --quiet --disable-pip-version-check wheelhouse/*.whl
 	build/empty/bin/python tests/conformance_wheel.py
-	@ls wheelhouse/*.whl; size=$$(stat -c %s wheelhouse/*.whl); echo "$$size bytes (limit 2000000)"; \
-	  test "$$size" -le 2000000
+	@limit=2000000; $(PYTHON) -m zipfile --list wheelhouse/*.whl | grep -q /_cuda && limit=5000000; \
+	  size=$$(stat -c %s wheelhouse/*.whl); ls wheelhouse/*.whl; echo "$$size bytes (limit $$limit)"; \
+	  test "$$size" -le $$limit
 
 clean:  ## removes everything that was made here
 	rm -rf $(VENV) build dist wheelhouse docs/_build docs/generated demo.png demo-torch.png demo-jax.png \

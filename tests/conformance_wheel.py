@@ -6,7 +6,10 @@ of the formula, refuses bad input, saves. The full conformance tests are `test_*
 
 from __future__ import annotations
 
+import ctypes
 import importlib.metadata
+import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -113,12 +116,67 @@ def check_it_stands_alone() -> None:
     assert importlib.metadata.version("fusedstep") == fs.__version__
 
 
+class OnGpu:
+    """What says that it lies on a GPU, and does not."""
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return 2, 0
+
+    def __dlpack__(self, **options: object) -> object:
+        """A capsule of DLPack 1.0: one float32 number."""
+        new_capsule = ctypes.pythonapi.PyCapsule_New
+        new_capsule.restype = ctypes.py_object
+        new_capsule.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
+        self.number, self.shape = ctypes.c_float(1.0), ctypes.c_int64(1)
+        version, context, deleter, flags = (1 | 0 << 32), 0, 0, 0
+        data, device, ndim = ctypes.addressof(self.number), (2 | 0 << 32), 1
+        dtype = 2 | 32 << 8 | 1 << 16  # float, bits, lanes
+        self.fields = (ctypes.c_uint64 * 10)(
+            *(version, context, deleter, flags, data, device, ndim | dtype << 32),
+            *(ctypes.addressof(self.shape), 0, 0),  # no strides, no offset
+        )
+        return new_capsule(ctypes.addressof(self.fields), b"dltensor_versioned", None)
+
+
+def check_gpus_are_found_or_missed() -> None:
+    """Where there is none, an array that is on one is a clear error."""
+    status = fs.cuda_status()
+    print(status)
+    assert status.built == fs.build_info()["cuda"]
+    if status.why is None:
+        return
+    array, message = OnGpu(), ""
+    try:
+        fs.fused_sgd_step(array, np.ones(1, F), lr=LR)
+    except RuntimeError as error:
+        message = str(error)
+    assert "params" in message, message or "accepted"
+    assert array.number.value == 1.0
+
+
+def check_modules_export_and_need_nothing_else() -> None:
+    """No library was put into the wheel; the CUDA runtime is inside the module."""
+    package = Path(fs.__file__).parent
+    assert not [path.name for path in package.parent.glob("fusedstep*.libs")]
+    tools = shutil.which("readelf"), shutil.which("nm")
+    for path in package.glob("_*.so") if all(tools) else ():
+        dynamic = subprocess.check_output(["readelf", "-d", str(path)], text=True)
+        needed = re.findall(r"NEEDED.*\[(.*)\]", dynamic)
+        assert needed, path.name
+        assert not [name for name in needed if re.search("cuda|omp|jax", name)], needed
+        listing = subprocess.check_output(["nm", "-D", "--defined-only", str(path)], text=True)
+        names = {line.split()[-1] for line in listing.splitlines()}
+        assert names == {f"PyInit_{path.name.split('.')[0]}"}, names
+
+
 CHECKS: tuple[Callable[[], None], ...] = (
     check_bits_on_every_isa,
     check_threads_change_no_bit,
     check_bad_input_changes_nothing,
     check_save_and_load,
     check_it_stands_alone,
+    check_gpus_are_found_or_missed,
+    check_modules_export_and_need_nothing_else,
 )
 
 if __name__ == "__main__":

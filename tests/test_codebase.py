@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
 import inspect
 import os
 import re
 import shutil
 import subprocess
 from collections.abc import Iterator
+from importlib.machinery import PathFinder
 from pathlib import Path
 
 import fusedstep as fs
@@ -54,7 +54,8 @@ def includes(path: Path) -> tuple[set[str], set[str]]:
 
 
 def files_of(layer: str) -> Iterator[Path]:
-    yield from sorted((SOURCES / layer).rglob("*.[ch]pp"))
+    suffixes = {".cpp", ".hpp", ".cu", ".cuh"}
+    yield from sorted(p for p in (SOURCES / layer).rglob("*.*") if p.suffix in suffixes)
 
 
 @pytest.mark.parametrize(
@@ -65,6 +66,7 @@ def files_of(layer: str) -> Iterator[Path]:
         ("cpu", {"core", "rules", "cpu"}),
         ("bindings", {"bindings", "core", "cpu"}),
         ("xla", {"xla", "core"}),
+        ("cuda", {"cuda", "core", "rules"}),
     ],
 )
 def test_who_includes_whom(layer: str, allowed: set[str]) -> None:
@@ -113,9 +115,20 @@ def test_xla_and_python_meet_in_one_file_only() -> None:
         assert "Python.h" not in angled or path.name == "module.cpp"
 
 
+def test_cuda_and_python_meet_in_one_file_only() -> None:
+    """CUDA's headers are in the layer of that name alone, whose kernels know no Python."""
+    for layer in ("core", "rules", "cpu", "bindings", "xla"):
+        for path in files_of(layer):
+            assert not [n for n in includes(path)[1] if n.startswith("cu")], path.name
+    for path in files_of("cuda"):
+        angled = includes(path)[1]
+        assert not [n for n in angled if n.startswith(("pybind11", "dlpack"))], path.name
+        assert "Python.h" not in angled or path.name == "module.cpp"
+
+
 def test_rules_are_named_only_by_themselves() -> None:
     """The backend and the bindings know rules through the list alone."""
-    for layer in ("core", "cpu", "bindings"):
+    for layer in ("core", "cpu", "bindings", "cuda"):
         for path in files_of(layer):
             code = re.sub(r"//.*", "", path.read_text())
             assert not re.search(r"\b(Sgd|Momentum)\b|rules/(sgd|momentum)", code), path.name
@@ -172,11 +185,11 @@ def test_kernel_objects_export_one_symbol_and_no_weak_one(isa: str, tmp_path: Pa
     assert isa in exported[0]
 
 
-@pytest.mark.parametrize("module", ["_core", "_xla"])
+@pytest.mark.parametrize("module", ["_core", "_xla", "_cuda"])
 def test_module_exports_nothing_of_ours_but_its_init_function(module: str) -> None:
     if not shutil.which("nm"):
         pytest.skip("needs nm")
-    spec = importlib.util.find_spec(f"fusedstep.{module}")
+    spec = PathFinder.find_spec(f"fusedstep.{module}", fs.__path__)
     if spec is None:
         pytest.skip(f"this build has no {module}")
     listing = subprocess.run(
@@ -415,7 +428,7 @@ def test_build_info() -> None:
     info = fs.build_info()
     assert info["version"] == fs.__version__
     assert set(_core.available_isas()) <= set(info["isas"])
-    assert info["cuda"] is False
+    assert info["cuda"] == (PathFinder.find_spec("fusedstep._cuda", fs.__path__) is not None)
     assert re.search(r"\d", info["compiler"])
 
 
@@ -425,7 +438,10 @@ def test_build_info() -> None:
 def test_lengths() -> None:
     """A file that grows past the limit has two reasons to change."""
     for path in tracked_files():
-        if path.suffix in {".py", ".cpp", ".hpp", ".cu"} and path.name != "test_rejections.py":
+        if (
+            path.suffix in {".py", ".cpp", ".hpp", ".cu", ".cuh"}
+            and path.name != "test_rejections.py"
+        ):
             lines = path.read_text().splitlines()
             assert len(lines) <= 600, f"{path.relative_to(ROOT)}: {len(lines)} lines"
 

@@ -48,7 +48,8 @@ py::dict build_info() {
   info["version"] = FUSEDSTEP_VERSION;
   info["compiler"] = compiler;
   info["isas"] = cpu::available_isas();
-  info["cuda"] = false;
+  const py::object find_spec = py::module_::import("importlib.util").attr("find_spec");
+  info["cuda"] = !find_spec("fusedstep._cuda").is_none();
   info["pybind11"] = PYBIND11_TOSTRING(PYBIND11_VERSION_MAJOR) "." PYBIND11_TOSTRING(
       PYBIND11_VERSION_MINOR) "." PYBIND11_TOSTRING(PYBIND11_VERSION_MICRO);
   info["dlpack"] =

@@ -13,6 +13,7 @@ from fusedstep._core import (
 from fusedstep.adaptive import Adam, AdamW, NAdam, RMSprop
 from fusedstep.base import Optimizer
 from fusedstep.conventions import Continuation, from_convention
+from fusedstep.cuda import CudaStatus, cuda_status
 from fusedstep.functional import (
     fused_adam_step,
     fused_adamw_step,
@@ -63,6 +64,7 @@ __all__ = [
     "Continuation",
     "CosineAnnealingLR",
     "CosineAnnealingWarmRestarts",
+    "CudaStatus",
     "CyclicLR",
     "CyclicMomentum",
     "ExponentialDecayLR",
@@ -94,6 +96,7 @@ __all__ = [
     "WarmupScheduler",
     "__version__",
     "build_info",
+    "cuda_status",
     "from_convention",
     "fused_adam_step",
     "fused_adamw_step",

@@ -33,7 +33,7 @@ def _facts() -> list[tuple[str, str]]:
         ("instruction set", _instruction_set()),
         ("threads", _or_error(lambda: f"{_core.get_num_threads()} of {os.cpu_count()} CPUs")),
         ("thread runtime", _or_error(_core.thread_runtime)),
-        ("CUDA", "not in this build" if not build["cuda"] else "built"),
+        *_cuda(),
         *((name, version) for name in _PACKAGES if (version := _version(name))),
         *((name, value) for name, value in sorted(os.environ.items()) if _matters(name)),
     ]
@@ -42,6 +42,18 @@ def _facts() -> list[tuple[str, str]]:
 def _instruction_set() -> str:
     available = ", ".join(_core.available_isas())
     return _or_error(lambda: f"{_core.active_isa()} (available: {available})")
+
+
+def _cuda() -> list[tuple[str, str]]:
+    """What the build has, and what the machine has; asks the driver."""
+    status = fusedstep.cuda_status()
+    if not status.built:
+        return [("CUDA", "not in this build")]
+    versions = f"runtime {status.runtime}, driver {status.driver or 'none'}"
+    return [
+        ("CUDA", f"built ({' '.join(status.architectures)}), {versions}"),
+        ("GPUs", ", ".join(status.names) if status.why is None else f"none: {status.why}"),
+    ]
 
 
 def _or_error(fact: Callable[[], str]) -> str:
