@@ -1,13 +1,14 @@
 """Arrays of a device that is emulated on the CPU, and the emulator itself (tests/cuda/emulator).
 
-`make emulator` builds the CUDA sources with a stand-in for the CUDA runtime. `load` puts that
-module in the place of `fusedstep._cuda`: from then on a `DeviceArray` is to fusedstep what an array
-of a GPU is, and the kernels run. The fixture `emulator` gives a fresh one to each test.
+`make emulator` builds the CUDA sources with a stand-in for the CUDA runtime. While that module is
+in the place of `fusedstep._cuda`, a `DeviceArray` is to fusedstep what an array of a GPU is, and
+the kernels run. The fixture `emulator` sees to it, with a fresh one for each test.
 """
 
 from __future__ import annotations
 
 import ctypes
+import functools
 import importlib.util
 import math
 import os
@@ -20,6 +21,7 @@ from types import ModuleType
 from typing import Any
 
 import dlpack
+import fusedstep
 import numpy as np
 from exact import DTYPES, Array
 from fusedstep import buffers
@@ -39,36 +41,34 @@ def find_module() -> Path | None:
     return found[0] if found else None
 
 
-def load() -> Emulator | None:
-    """The emulator, in the place of `fusedstep._cuda`; None if it has not been built.
-
-    It has to come before the first buffer of a device, because fusedstep looks for the module once.
-    """
-    module = sys.modules.get(NAME)
-    if module is None:
-        path = find_module()
-        if path is None:
-            return None
-        spec = importlib.util.spec_from_file_location(NAME, path)
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        sys.modules[NAME] = module
-    global _loaded
-    if _loaded is None:
-        _loaded = Emulator(module)
-        buffers._TABLE[__name__] = _producer
-    return _loaded
-
-
-_loaded: Emulator | None = None
-
-
+@functools.cache
 def emulator() -> Emulator:
-    """The emulator that has been loaded."""
-    assert _loaded is not None
-    return _loaded
+    """The emulator, which has to have been built."""
+    path = find_module()
+    assert path is not None
+    spec = importlib.util.spec_from_file_location(NAME, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return Emulator(module)
+
+
+@contextmanager
+def installed() -> Iterator[Emulator]:
+    """Puts the emulator in the place of `fusedstep._cuda`, and afterwards what was there."""
+    missing = object()
+    before = sys.modules.get(NAME, missing), vars(fusedstep).get("_cuda", missing)
+    sys.modules[NAME] = fusedstep._cuda = emulator().module
+    buffers._TABLE[__name__] = _producer
+    try:
+        yield emulator()
+    finally:
+        del buffers._TABLE[__name__], sys.modules[NAME], fusedstep._cuda
+        if before[0] is not missing:
+            sys.modules[NAME] = before[0]
+        if before[1] is not missing:
+            fusedstep._cuda = before[1]
 
 
 # --- the emulator -----------------------------------------------------------------------------
@@ -375,5 +375,11 @@ def _zeros_like(array: DeviceArray, dtype: str | None = None) -> DeviceArray:
     return made
 
 
+def _current_stream(device: int) -> int:
+    return current_streams.get(device, 0)
+
+
 def _producer(_module: ModuleType) -> buffers.Producer:
-    return buffers._UNKNOWN._replace(name=__name__, zeros_like=_zeros_like)
+    columns = {"name": __name__, "zeros_like": _zeros_like, "current_stream": _current_stream}
+    known = {name: columns[name] for name in columns if name in buffers.Producer._fields}
+    return buffers._UNKNOWN._replace(**known)

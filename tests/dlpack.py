@@ -62,14 +62,22 @@ _pointer_of = ctypes.pythonapi.PyCapsule_GetPointer
 _pointer_of.restype, _pointer_of.argtypes = ctypes.c_void_p, [ctypes.c_void_p, ctypes.c_char_p]
 
 
+_KINDS = {b"dltensor": Managed, b"dltensor_versioned": Versioned}
+
+
 @ctypes.PYFUNCTYPE(None, ctypes.c_void_p)
 def _destroy(capsule: int) -> None:
     """What a producer's capsule destructor does: an unconsumed capsule frees its tensor."""
     name = _name_of(capsule)
-    kind = {b"dltensor": Managed, b"dltensor_versioned": Versioned}.get(name)
-    if kind is not None:
+    if name in _KINDS:
         address = _pointer_of(capsule, name)
-        kind.from_address(address).deleter(address)
+        _KINDS[name].from_address(address).deleter(address)
+
+
+def tensor_in(capsule: Any) -> Tensor:
+    """The tensor of a capsule, which has to outlive it, and has not been consumed."""
+    name = _name_of(id(capsule))
+    return _KINDS[name].from_address(_pointer_of(id(capsule), name)).tensor
 
 
 def new_capsule(managed: Managed | Versioned, name: bytes) -> Any:
