@@ -30,9 +30,9 @@ py::tuple describe(py::handle object) {
   return py::make_tuple(shape, name_of(buffer.scalar));
 }
 
-std::string device(py::handle object) {
+std::string device(py::handle object, const std::string& name) {
   Owners owners;
-  return import_any(object, "array", owners, {nullptr, true, nullptr}).device.spell();
+  return import_any(object, name.c_str(), owners, {nullptr, true, nullptr}).device.spell();
 }
 
 /// Elements as NumPy knows them; bfloat16 as bits.
@@ -128,7 +128,7 @@ void bind_arrays(py::module_& module) {
     return producer_of(object.ptr()).door != Producer::Door::none;
   });
   module.def("describe", &describe);
-  module.def("device", &device);
+  module.def("device", &device, py::arg("buffer"), py::arg("name") = "array");
   module.def("array_view", &array_view, py::arg("buffer"), py::kw_only(),
              py::arg("writable") = false);
   module.def("to_host", &to_host);

@@ -27,6 +27,13 @@ DeviceNumber Call::add_number(PyObject* object, const Place& place, int index) {
          " is on " + buffer.device.spell() + ", but params are on " + device_.spell());
   }
   if (device_.is_cpu()) fail(PyExc_TypeError, place, ": an array of it works on a device only");
+  const bool real = buffer.scalar == Scalar::float32 || buffer.scalar == Scalar::float64;
+  const bool whole = buffer.scalar == Scalar::int32 || buffer.scalar == Scalar::int64;
+  if (!real && !(whole && index == 0)) {
+    fail(PyExc_TypeError, place,
+         std::string(": dtype ") + name_of(buffer.scalar) + " does not do; use float32" +
+             (index == 0 ? ", float64, int32 or int64" : " or float64"));
+  }
   add_span(buffer, 0, Role::scalar, index);
   note_write(object, *buffer.producer);
   return device_number(buffer, place);

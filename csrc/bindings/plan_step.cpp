@@ -267,7 +267,8 @@ py::object Plan::step_on_device(Call& call, const StepFiller& filler, const Poli
     keep_created(call, decides);
     move_to(cells, filler, decides, capturing);
   }
-  if (!decides) applied ? side.counts.add_applied() : side.counts.add_skipped();
+  if (!applied && (!decides || !launched.report)) side.counts.add_skipped();
+  if (applied && !decides) side.counts.add_applied();
   py::dict state;
   return make_device_result(std::move(launched), state, state);
 }

@@ -34,8 +34,8 @@ def set_producer_lookup(lookup: Callable[[type], Any]) -> None:
 def describe(buffer: Any) -> tuple[tuple[int, ...], str]:
     """Shape and dtype name of one array; TypeError if it is none."""
 
-def device(buffer: Any) -> str:
-    """Where an array is: "cpu", or "cuda:0" and so on."""
+def device(buffer: Any, name: str = "array") -> str:
+    """Where an array is: "cpu", or "cuda:0" and so on. Errors name the argument `name`."""
 
 def array_view(buffer: Any, *, writable: bool = False) -> NDArray[Any]:
     """The memory of any CPU array as a NumPy array (bfloat16 as uint16 bits); no copy."""

@@ -232,7 +232,7 @@ def given_norm(grad_norm: Any) -> Any:
     """The `grad_norm` argument of a step as a number, or a buffer that a device reads."""
     if grad_norm is None or (type(grad_norm) is float and grad_norm >= 0.0):
         return grad_norm
-    if is_on_device(grad_norm):
+    if is_on_device("grad_norm", grad_norm):
         return grad_norm
     if is_buffer(grad_norm):
         grad_norm = read_number("grad_norm", grad_norm)

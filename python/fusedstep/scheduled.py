@@ -30,9 +30,9 @@ def is_buffer(value: object) -> bool:
     return not plain and _core.is_array(value)
 
 
-def is_on_device(value: object) -> bool:
+def is_on_device(name: str, value: object) -> bool:
     """A buffer that is not in CPU memory: what is in it is not for the host to ask, if it can."""
-    return is_buffer(value) and _core.device(value) != "cpu"
+    return is_buffer(value) and _core.device(value, name) != "cpu"
 
 
 def is_function_of_t(value: object) -> bool:
@@ -182,6 +182,6 @@ class BetasRange(Scheduled):
 
 def for_step(check: Check, name: str, value: Any, t: int | None = None) -> Any:
     """What the compiled core gets of an argument of which `READ_THERE` has the name."""
-    if is_on_device(value):
+    if is_on_device(name, value):
         return value
     return check.at(name, value, t) if isinstance(check, Scheduled) else check(name, value)
