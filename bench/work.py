@@ -49,9 +49,11 @@ class Work:
     states: list[Array] = field(init=False)
 
     def __post_init__(self) -> None:
-        rng = np.random.default_rng(0)
         self._borders = list(accumulate(map(math.prod, self.shapes), initial=0))
-        size = self._borders[-1]
+        self._allocate(self._borders[-1])
+
+    def _allocate(self, size: int) -> None:
+        rng = np.random.default_rng(0)
         self._start: list[Array] = [
             rng.standard_normal(size, dtype=np.float32).astype(self.dtype) for _ in range(2)
         ]
@@ -76,7 +78,7 @@ class Work:
         sizes = set(map(math.prod, self.shapes))
         if len(sizes) == 1:
             return f"{len(self.shapes)} x {sizes.pop():,}"
-        return f"{len(self.shapes)} tensors, {self.p.size:,} elements"
+        return f"{len(self.shapes)} tensors, {self._borders[-1]:,} elements"
 
     @cached_property
     def norm(self) -> float:
