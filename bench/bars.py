@@ -134,5 +134,5 @@ GPU_BARS = (
     Bar("clip-1000x1e3 launches", OURS, at_most=2),
     Bar("clip-1x1e9 launches", OURS, at_most=2),
     Bar("plain-1000x1e3 launches", OURS, at_most=1),
-    Bar("plain-1x1e9 launches", OURS, at_most=1),
+    Bar("plain-1x1e8 launches", OURS, at_most=1),
 )

@@ -1,7 +1,7 @@
 """Check and time the whole GPU table: `python -m bench.gpu`, in the root of a checkout.
 
-Rows come in the order of their importance, until the time is over. The JSON is written after each of
-them, so that an interrupted run was not in vain.
+Rows come in the order of their importance, until the time is over. The JSON is written after each
+of them, so that an interrupted run was not in vain.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from rich.console import Console
 from bench import gpu_contenders, machine, report
 from bench.bars import GPU_BARS, OURS
 from bench.gpu_device import Cpu, open_device
-from bench.gpu_rows import CASES, HOST, LAUNCHES, LOOP, Bench, Case
+from bench.gpu_rows import CASES, HOST, LAUNCHES, LOOP, Bench, Case, quick_cases
 from bench.measure import Result, Row, measure
 
 PACKAGES = (
@@ -49,7 +49,10 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--quick", action="store_true", help="tiny sizes: does everything run?")
     parser.add_argument("--output", type=Path, help="folder for JSON and PNG")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.device == "cpu" and not options.quick:
+        parser.error("a CPU has no use but to test this script: --device cpu --quick")
+    return options
 
 
 @dataclass
@@ -123,7 +126,7 @@ class Table:
 
     def count_launches(self, cases: list[Case]) -> None:
         """After all times: a profiler that was once attached may slow down what follows."""
-        for case in cases:
+        for case in (case for case in cases if case.launches):
             name = case.name + LAUNCHES
             if self._seconds_left() < SECONDS_AT_THE_END / 3:
                 self._leave_out(name, "no time was left")
@@ -191,13 +194,9 @@ class Output:
             table.console.print(f"written: {self._path}", soft_wrap=True)
         if self._path and find_spec("matplotlib"):
             title = f"{self._known['device']['name']}, {self._known['commit']}"
-            shown = [result for result in table.results if _is_drawn(result.row.name)]
+            judged = {bar.row for bar in GPU_BARS}
+            shown = [result for result in table.results if result.row.name in judged]
             report.draw(self._path.with_suffix(".png"), title, shown)
-
-
-def _is_drawn(name: str) -> bool:
-    """Times of the device; of models with many small tensors those of a loop, too."""
-    return " " not in name or (name.endswith(LOOP) and "1000x1e3" in name)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -216,10 +215,9 @@ def main(arguments: list[str] | None = None) -> None:
     output = Output(options.output or default, known, GPU_BARS if meaningful else ())
     table = Table(device, 2 if options.quick else options.rounds, begin + options.budget, console)
     measured = []
-    for case in CASES:
-        chosen = case.quick() if options.quick else case
-        if options.k in case.name and table.measure(chosen):
-            measured.append(chosen)
+    for case in quick_cases() if options.quick else CASES:
+        if options.k in case.name and table.measure(case):
+            measured.append(case)
             output.write(table)
             gc.collect()
     table.count_launches(measured)

@@ -44,6 +44,7 @@ class Case:
     Attributes:
         name: What bars and `-k` call it.
         optax: Whether it takes part. XLA compiles many tensors for minutes.
+        launches: Whether they are counted, too.
         seconds: At least so many are needed; the row is left out if there are fewer.
     """
 
@@ -53,6 +54,7 @@ class Case:
     method: Method = NESTEROV
     dtype: Any = torch.float32
     optax: bool = False
+    launches: bool = False
     seconds: float = 0.0
 
     @property
@@ -73,7 +75,8 @@ class Case:
 
     def quick(self) -> Case:
         """The same in tiny, which shows that the code runs and nothing else."""
-        return replace(self, shapes=equal(min(len(self.shapes), QUICK_TENSORS), QUICK_NUMEL))
+        shapes = equal(min(len(self.shapes), QUICK_TENSORS), QUICK_NUMEL)
+        return replace(self, shapes=shapes, seconds=0)
 
 
 def _case(name: str, tensors: int, numel: int, **options: Any) -> Case:
@@ -100,16 +103,16 @@ BF16 = torch.bfloat16
 
 CASES = (
     # What the bars are about.
-    _clip(1, 100 * M, optax=True),
-    _clip(1000, 1000),
-    _nadam(1, 100 * M, optax=True),
-    _plain(1, 100 * M, optax=True),
-    _clip(200, M // 2, optax=True),
-    _case("bf16-clip", 1, 100 * M, dtype=BF16),
-    _clip(1, 1000 * M, optax=True),
+    _clip(1, 100 * M, optax=True, launches=True),
+    _clip(1000, 1000, launches=True),
+    _nadam(1, 100 * M, optax=True, launches=True),
+    _plain(1, 100 * M, optax=True, launches=True),
+    _clip(200, M // 2, optax=True, launches=True),
+    _case("bf16-clip", 1, 100 * M, dtype=BF16, launches=True),
+    _clip(1, 1000 * M, optax=True, launches=True),
     _nadam(200, M // 2),
-    _nadam(1000, 1000),
-    _plain(1000, 1000),
+    _nadam(1000, 1000, launches=True),
+    _plain(1000, 1000, launches=True),
     # How it goes with the size.
     _clip(1, 10 * M, optax=True),
     _clip(1, M, optax=True),
@@ -127,7 +130,7 @@ CASES = (
     _clip(1000, M // 10),
     _clip(5000, 1000),
     # The other kernels.
-    Case("gpt2-adamw-clip", gpt2(), method=ADAMW),
+    Case("gpt2-adamw-clip", gpt2(), method=ADAMW, launches=True),
     _case("adamw-clip", 1, 100 * M, method=ADAMW),
     _nadam(1, 100 * M, clip=True, optax=True),
     _nadam(1, 10 * M),
@@ -143,6 +146,15 @@ CASES = (
 )
 
 
+def quick_cases() -> list[Case]:
+    """All cases in tiny, without those that then are the same as another."""
+    tiny: dict[Any, Case] = {}
+    for case in map(Case.quick, CASES):
+        kind = (len(case.shapes), case.clip, case.method.rule, case.dtype, case.optax)
+        tiny.setdefault(kind, case)
+    return list(tiny.values())
+
+
 class Bench:
     """A case with its memory and everyone who does its work."""
 
@@ -156,7 +168,7 @@ class Bench:
         self._contenders = dict(self._made(makers))
         self._title = f"{WHAT[case.method.rule]}{' + global clip' if case.clip else ''}"
         if case.dtype == BF16:
-            self._title += ", bfloat16 p and g, float32 v (torch: bfloat16 v)"
+            self._title += ", bfloat16 p and g"
         self._title += f", {self.work.extent}"
 
     def _made(self, makers: dict[str, by.Maker]) -> Iterator[tuple[str, Contender]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import Any
+from typing import Any, Self
 
 import fusedstep as fs
 import torch
@@ -26,6 +26,10 @@ class TorchWork(Work):
     The numbers at the start are not kept: the generator makes them again.
     """
 
+    p: Any
+    g: Any
+    states: list[Any]
+
     def __init__(
         self,
         shapes: list[Shape],
@@ -45,7 +49,7 @@ class TorchWork(Work):
         self._all_states = list(self.states)  # of this and of what is copied from it
         self.reset()
 
-    def with_narrow_states(self) -> TorchWork:
+    def with_narrow_states(self) -> Self:
         """The same work with states like the parameters, which torch demands."""
         if self.dtype == torch.float32:
             return self
@@ -135,8 +139,8 @@ class TorchWork(Work):
             if differ.any():
                 first = int(differ.nonzero()[0])
                 raise AssertionError(
-                    f"{int(differ.sum())} of {len(got)} elements from {part.start} on are not those "
-                    f"of the CPU path, the first at {first}: {got[first]} for {values[first]}"
+                    f"{int(differ.sum())} of {len(got)} elements from {part.start} on differ from "
+                    f"the CPU path, the first at {first}: {got[first]} for {values[first]}"
                 )
 
     def expected(self) -> list[tuple[slice, Any]]:

@@ -135,8 +135,9 @@ def draw(path: Path, title: str, results: list[Result]) -> None:
     shown = [result for result in results if len(result.samples) > 1]
     columns = 2
     lines = -(-len(shown) // columns)
+    height = max([2.2, *(0.6 + 0.2 * len(result.samples) for result in shown)])
     figure, grid = plt.subplots(
-        lines, columns, figsize=(12, 2.2 * lines), squeeze=False, layout="constrained"
+        lines, columns, figsize=(12, height * lines), squeeze=False, layout="constrained"
     )
     for axes in grid.flat[len(shown) :]:
         axes.set_axis_off()

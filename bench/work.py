@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate, pairwise
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,13 +60,13 @@ class Work:
         self.p, self.g = (a.copy() for a in self._start)
         self.states = [np.zeros(size, np.float32) for _ in self.method.torch_state]
 
-    def with_clip(self) -> Work:
+    def with_clip(self) -> Self:
         """The same work on the same memory, with a clip that is always active."""
         clipped = copy.copy(self)
         clipped.clip = self.norm / 2
         return clipped
 
-    def with_loss_scale(self, scale: float) -> Work:
+    def with_loss_scale(self, scale: float) -> Self:
         """The same work on the same memory, with gradients of a scaled loss."""
         scaled = copy.copy(self)
         scaled.loss_scale = scale
