@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Self
 
 import fusedstep as fs
 import numpy as np
@@ -285,7 +285,7 @@ class FakeProfile:
     def __init__(self, activities: list[Any]) -> None:
         assert activities == [torch.profiler.ProfilerActivity.CUDA]
 
-    def __enter__(self) -> FakeProfile:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
