@@ -37,6 +37,10 @@ architecture() {
 # --- stages ------------------------------------------------------------------------------------
 
 stage_build() {
+  install_all && "$python" -c 'from fusedstep import _cuda; print(_cuda)'
+}
+
+install_all() {
   local arch
   arch=$(architecture)
   [ -n "$arch" ] || { echo "nvidia-smi names no GPU"; return 1; }
