@@ -7,8 +7,8 @@
 
 /// float16 and bfloat16 to and from float32, by bits: every scalar path uses these, on every
 /// instruction set. They agree with F16C bit for bit, NaN payloads included, and do not depend on
-/// the floating-point environment. (Only integers here; tests go through every case.) A GPU has
-/// instructions with the same bits, but for NaN payloads.
+/// the floating-point environment. (Only integers here; tests go through every case.) Every GPU has
+/// instructions for float16, with the same bits but for NaN payloads.
 namespace fusedstep {
 
 FUSEDSTEP_HD std::uint32_t bits_of(float x) {
@@ -32,15 +32,9 @@ FUSEDSTEP_HD std::uint32_t shift_right_rounded(std::uint32_t x, std::uint32_t sh
 FUSEDSTEP_HD float to_float(bf16 x) { return float_of(std::uint32_t{x.bits} << 16); }
 
 FUSEDSTEP_HD bf16 to_bf16(float x) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
-  bf16 converted;
-  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(converted.bits) : "f"(x));
-  return converted;
-#else
   const std::uint32_t bits = bits_of(x);
   const bool nan = (bits & 0x7fffffffu) > 0x7f800000u;  // rounding could carry it into infinity
   return {static_cast<std::uint16_t>(nan ? 0x7fc0u : shift_right_rounded(bits, 16))};
-#endif
 }
 
 FUSEDSTEP_HD float to_float(f16 x) {

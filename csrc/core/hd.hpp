@@ -13,7 +13,7 @@
 #endif
 
 /// In front of a loop that must stay one: unrolled, it would only take registers from others.
-#if defined(__CUDACC__)
+#if defined(__CUDA_ARCH__)
 #define FUSEDSTEP_LOOP _Pragma("unroll 1")
 #else
 #define FUSEDSTEP_LOOP

@@ -10,7 +10,18 @@
 namespace fusedstep::cuda {
 namespace {
 
-constexpr int min_blocks = MINB;
+/// Blocks per multiprocessor that there are registers for, at least: as many as do without
+/// spilling. [state buffers][access]
+constexpr int blocks_by_need[max_slots + 1][3] = {{8, 8, 8}, {8, 6, 5}, {5, 5, 4}, {5, 4, 4}};
+
+template <class Rule>
+constexpr int blocks_for(Tag<Rule> /*rule*/, Access access) {
+  return blocks_by_need[num_slots<Rule>][static_cast<int>(access)];
+}
+template <class... All>
+constexpr int blocks_for(RuleList<All...> /*rules*/, Access /*any*/) {
+  return 4;
+}
 
 /// Updates the elements of a chunk.
 template <class Rule, Access access>
@@ -53,7 +64,7 @@ __device__ __forceinline__ void finish(Rows rules, const Step& step, const Table
     report.norm = static_cast<double>(NAN);
     report.first_nonfinite = -1;
     report.skipped = skipped;
-    step.report->report = report;
+    *step.report = report;
   }
   __syncthreads();
   prepare_rows(rules, step, table);
@@ -61,7 +72,7 @@ __device__ __forceinline__ void finish(Rows rules, const Step& step, const Table
 }
 
 template <class Rows, Access access>
-__global__ void __launch_bounds__(threads, min_blocks)
+__global__ void __launch_bounds__(threads, blocks_for(Rows{}, access))
     update(const __grid_constant__ Arguments arguments) {
   const Step& step = arguments.step;
   const Table table = table_of(arguments);

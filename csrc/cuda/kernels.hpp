@@ -11,19 +11,14 @@ using Kernel = void (*)(Arguments);
 /// Reads the gradients, then settles what the update does.
 Kernel measure_kernel();
 
-/// What an update kernel takes.
-enum class Access : std::uint8_t {
-  float32,  ///< tensors whose buffers are all float32
-  float64,  ///< all float64
-  mixed,    ///< float32 arithmetic, element by element stored, gradients that are dense
-  any,      ///< everything, of any rules
-};
-
 /// How many parts the list of rules is compiled in; shard num_shards is the kernel for all rules.
 /// Each part is an object of its own (csrc/cuda/CMakeLists.txt), and knows only its own kernels.
 constexpr int num_shards = 4;
 template <int shard>
 Kernel kernel_of_shard(int rule, Access access);
+
+/// The kernel for rows that all have the rule `rule`; Access::any takes any rules.
+Kernel update_kernel(int rule, Access access);
 
 /// Words of 8 bytes that are to be put somewhere, as arguments of the kernel that does it: so they
 /// come in the order of the stream, from memory that nobody has to keep.

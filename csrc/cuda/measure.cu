@@ -5,20 +5,21 @@
 namespace fusedstep::cuda {
 namespace {
 
-/// Chunk sums, and by the last block everything that follows from them.
-__global__ void __launch_bounds__(threads) measure(const __grid_constant__ Arguments arguments) {
+/// The sum of one chunk per block, and by the last block everything that follows from the sums.
+__global__ void __launch_bounds__(threads, 5) measure(const __grid_constant__ Arguments arguments) {
   const Step& step = arguments.step;
   const Table table = table_of(arguments);
-  const std::uint32_t chunks = step.measures ? step.num_chunks : 0;
-  for (std::uint32_t chunk = blockIdx.x; chunk < chunks; chunk += gridDim.x) {
+  const std::uint32_t chunk = blockIdx.x;
+  if (step.measures && chunk < step.num_chunks) {
     const std::uint32_t t = tensor_of(table, chunk);
     double* const own = table.chunk_sums(t);
     const std::uint32_t k = chunk - table.first_chunks()[t];
     const bool known = step.sums == StepCall::Sums::of_gradients;
     const double sum = known ? own[k] : sum_chunk(grad_of(table, chunk));
-    if (threadIdx.x != 0) continue;
-    step.report->chunk_sums[chunk] = sum;
-    if (own && !known) own[k] = sum;
+    if (threadIdx.x == 0) {
+      step.chunk_sums[chunk] = sum;
+      if (own && !known) own[k] = sum;
+    }
   }
   if (is_last_block(step.control)) settle(step, table);
 }
@@ -31,5 +32,16 @@ __global__ void upload(const __grid_constant__ Upload data) {
 
 Kernel measure_kernel() { return measure; }
 UploadKernel upload_kernel() { return upload; }
+
+Kernel update_kernel(int rule, Access access) {
+  static_assert(num_shards == 4);
+  if (access == Access::any) return kernel_of_shard<num_shards>(rule, access);
+  switch (rule % num_shards) {
+    case 0: return kernel_of_shard<0>(rule, access);
+    case 1: return kernel_of_shard<1>(rule, access);
+    case 2: return kernel_of_shard<2>(rule, access);
+    default: return kernel_of_shard<3>(rule, access);
+  }
+}
 
 }  // namespace fusedstep::cuda

@@ -66,8 +66,8 @@ template <class Rule>
 constexpr bool has_lr = Rule::hypers[0][0] == 'l' && Rule::hypers[0][1] == 'r';
 
 template <class Rule>
-FUSEDSTEP_HD void prepare_with(const RowRecord& record, const Progress& progress,
-                               RowConstants& out) {
+FUSEDSTEP_HD void prepare_with(const RowRecord& record, RowConstants& out) {
+  const Progress progress{out.step, out.first, out.product_before};
   if (record.row.coefficients_given) {
     for (int i = 0; i < length_of<decltype(Rule::coefficients)>; ++i)
       out.coefficients[i] = record.row.hyper[i];
@@ -110,22 +110,25 @@ FUSEDSTEP_HD void prepare_row(List rules, const RowRecord& record, const DeviceN
   out.conditioning = conditioning_of(record.row.sign, rescale, clip, record.row.clip_value);
   out.clip_coefficient = clip;
   const Progress progress = progress_of(record);
+  out.step = progress.step;
+  out.first = progress.first;
+  out.product_before = progress.product;
   for_rule(rules, record.row.rule,
-           [&](auto tag) { prepare_with<typename decltype(tag)::type>(record, progress, out); });
+           [&](auto tag) { prepare_with<typename decltype(tag)::type>(record, out); });
 }
 
-/// After the step; every block has read what is written here.
-FUSEDSTEP_HD void advance_row(const RowRecord& record, double product, bool applied) {
+/// After the step. Nobody reads a progress any more.
+FUSEDSTEP_HD void advance_row(const RowRecord& record, const RowConstants& constants,
+                              bool applied) {
   const DeviceRow& device = record.device;
-  const Progress progress = progress_of(record);
+  if (!device.advances) return;
   if (device.to) {
-    const Cell before = *device.from;
-    *device.to = applied ? Cell{progress.step, product, 0}
-                         : Cell{before.steps, before.product, progress.first ? 1 : 0};
+    *device.to = applied ? Cell{constants.step, constants.product, 0}
+                         : Cell{constants.step - 1, constants.product_before, constants.first};
   }
   if (!applied) return;
-  if (device.step.data) write_number(static_cast<double>(progress.step), device.step);
-  if (device.product.data) write_number(product, device.product);
+  if (device.step.data) write_number(static_cast<double>(constants.step), device.step);
+  if (device.product.data) write_number(constants.product, device.product);
 }
 
 }  // namespace fusedstep::cuda

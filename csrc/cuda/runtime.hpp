@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 /// The CUDA runtime with errors as exceptions, and what has to be put back afterwards.
 namespace fusedstep::cuda {
@@ -61,6 +62,21 @@ inline bool is_capturing(cudaStream_t stream) {
   return status != cudaStreamCaptureStatusNone;
 }
 
+/// A stream that waits for no other.
+class OwnStream {
+ public:
+  OwnStream() {
+    check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "cudaStreamCreateWithFlags");
+  }
+  ~OwnStream() { static_cast<void>(cudaStreamDestroy(stream_)); }
+  OwnStream(const OwnStream&) = delete;
+  OwnStream& operator=(const OwnStream&) = delete;
+  cudaStream_t get() const { return stream_; }
+
+ private:
+  cudaStream_t stream_ = nullptr;
+};
+
 /// Device memory.
 class Memory {
  public:
@@ -86,6 +102,19 @@ class Memory {
     return static_cast<T*>(data_);
   }
   std::size_t size() const { return size_; }
+
+  /// Gives it to somebody else.
+  void* release() {
+    size_ = 0;
+    return std::exchange(data_, nullptr);
+  }
+
+  /// All zero, when it returns.
+  void clear() const {
+    const OwnStream stream;
+    check(cudaMemsetAsync(data_, 0, size_, stream.get()), "cudaMemsetAsync");
+    check(cudaStreamSynchronize(stream.get()), "cudaStreamSynchronize");
+  }
 
  private:
   void* data_ = nullptr;

@@ -110,7 +110,7 @@ __device__ __forceinline__ bool is_wide(const Step& step, const Table& table, st
 /// Small trees by a warp each, large ones by all.
 __device__ __forceinline__ void sum_trees(const Step& step, const Table& table,
                                           std::uint32_t trees) {
-  const double* const sums = step.report->chunk_sums;
+  const double* const sums = step.chunk_sums;
   for (std::uint32_t k = threadIdx.x / warp_size; k < trees; k += warps) {
     const ChunkRange chunks = chunks_of_tree(step, table, k);
     const std::uint32_t count = chunks.last - chunks.first;
@@ -136,8 +136,7 @@ __device__ __forceinline__ void measure_trees(const Step& step, const Table& tab
     const double sum = step.trees[k].sum;
     if (!is_wide(step, table, k) || !norm_tree::needs_second_look(sum)) continue;
     const ChunkRange chunks = chunks_of_tree(step, table, k);
-    const Tree tree =
-        look_again(step, table, chunks.first, chunks.last, sum, step.report->chunk_sums);
+    const Tree tree = look_again(step, table, chunks.first, chunks.last, sum, step.chunk_sums);
     if (threadIdx.x == 0) step.trees[k] = tree;
   }
   __syncthreads();
@@ -145,7 +144,7 @@ __device__ __forceinline__ void measure_trees(const Step& step, const Table& tab
 
 /// Of every tensor. Without float64 gradients the host does it from the chunk sums, if asked.
 __device__ __forceinline__ void report_tensor_norms(const Step& step, const Table& table) {
-  double* const sums = step.report->chunk_sums;
+  double* const sums = step.chunk_sums;
   double* const other_sums = step.scratch + scratch_of(step.num_chunks);
   for (std::uint32_t t = 0; t < table.num_tensors; ++t) {
     const std::uint32_t first = table.first_chunks()[t], last = table.first_chunks()[t + 1];
@@ -154,8 +153,7 @@ __device__ __forceinline__ void report_tensor_norms(const Step& step, const Tabl
     const bool safe = !is_wide(step, table, k) || !norm_tree::needs_second_look(sum);
     const double norm = safe ? sqrt(sum) / step.trees[k].scale
                              : look_again(step, table, first, last, sum, other_sums).norm;
-    if (threadIdx.x == 0)
-      step.report->tensor_norms[t] = plain_nan(step.report->scope_scales[scope] * norm);
+    if (threadIdx.x == 0) step.tensor_norms[t] = plain_nan(step.scope_scales[scope] * norm);
   }
 }
 
@@ -164,8 +162,7 @@ __device__ __forceinline__ std::int64_t first_nonfinite(const Step& step, const 
   const double none = static_cast<double>(step.num_chunks);
   for (std::uint32_t begin = 0; begin < step.num_chunks;) {
     const std::uint32_t mine = begin + threadIdx.x;
-    const bool bad =
-        mine < step.num_chunks && !is_finite(read_anew(step.report->chunk_sums + mine));
+    const bool bad = mine < step.num_chunks && !is_finite(read_anew(step.chunk_sums + mine));
     const double found = choose_in_block(bad ? static_cast<double>(mine) : none,
                                          [](double a, double b) { return a < b ? a : b; });
     if (found == none) {
@@ -197,7 +194,7 @@ __device__ __forceinline__ bool judge(const Step& step, const Table& table) {
   const std::uint32_t scopes = table.num_scopes;
   for (std::uint32_t k = threadIdx.x; k < scopes; k += threads) {
     const double scale = ::fabs(rescale_of(table.row(table.scope(k).row), step.grad_scale));
-    step.report->scope_scales[k] = scale;
+    step.scope_scales[k] = scale;
     if (step.measures) step.norms[k] = plain_nan(scale * step.trees[step.single_tree ? 0 : k].norm);
   }
   __syncthreads();
@@ -223,7 +220,7 @@ __device__ __forceinline__ bool judge(const Step& step, const Table& table) {
       for (std::uint32_t k = 0; k < scopes; ++k) {
         const double given =
             step.given_norm.data ? read_number(step.given_norm) : table.scope(k).given;
-        step.norms[k] = plain_nan(step.report->scope_scales[k] * given);
+        step.norms[k] = plain_nan(step.scope_scales[k] * given);
       }
       report.norm = step.joint ? step.norms[0] : joint_norm(step, scopes);
       report.nonfinite = report.nonfinite || !is_finite(report.norm);
@@ -234,25 +231,26 @@ __device__ __forceinline__ bool judge(const Step& step, const Table& table) {
     report.skipped = (known && exceeds(report.norm, step.skip_norm)) ||
                      (step.skip_nonfinite && report.nonfinite) || overflow_found(step);
     shared = report;
-    step.report->report = report;
+    *step.report = report;
     step.control->skipped = report.skipped;
   }
   __syncthreads();
   return shared.skipped;
 }
 
-/// The last thing that a step does to its rows: no block reads their progress any more.
+/// The last thing that a step does to its rows. They have been prepared, by the same threads.
 __device__ __forceinline__ void finish_rows(const Step& step, const Table& table, bool skipped) {
+  __syncthreads();  // all rows have been read
   double clip = 1.0;
   for (std::uint32_t r = threadIdx.x; r < table.num_rows; r += threads) {
     const RowRecord& record = table.row(r);
     const RowConstants& constants = step.constants[r];
     if (record.used) clip = smaller_coefficient(clip, constants.clip_coefficient);
-    advance_row(record, constants.product, !skipped);
+    advance_row(record, constants, !skipped);
   }
   clip = choose_in_block(clip, smaller_coefficient);
   if (threadIdx.x != 0) return;
-  step.report->report.clip_coef = clip;
+  step.report->clip_coef = clip;
   if (step.counts) ++(skipped ? step.counts->skipped : step.counts->applied);
 }
 
@@ -271,7 +269,7 @@ __device__ __forceinline__ void settle(const Step& step, const Table& table) {
   const std::uint32_t trees = step.single_tree ? 1 : table.num_scopes;
   if (step.measures) measure_trees(step, table, trees);
   if (step.only_sum) {
-    if (threadIdx.x == 0) step.report->report.sum = step.trees[0].sum;
+    if (threadIdx.x == 0) step.report->sum = step.trees[0].sum;
     return;
   }
   const bool skipped = judge(step, table);

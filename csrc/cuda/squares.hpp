@@ -177,13 +177,6 @@ __device__ __forceinline__ double sum_by_warp(const double* values, std::uint32_
   return fold_lanes<norm_tree::lanes>(sum);
 }
 
-/// Values that sum_by_block writes for `count` of them.
-FUSEDSTEP_HD std::uint32_t scratch_of(std::uint32_t count) {
-  std::uint32_t size = 0;
-  while (count > 1) size += count = (count + norm_tree::tile_size - 1) / norm_tree::tile_size;
-  return size;
-}
-
 /// Of any number of values, for all threads of a block.
 __device__ __forceinline__ double sum_by_block(const double* values, std::uint32_t count,
                                                double* scratch) {

@@ -3,6 +3,7 @@
 
 #include "core/device.hpp"
 #include "core/gradient.hpp"
+#include "core/norm_tree.hpp"
 
 /// What a step on the GPU is, as the kernels read it: a few records of fixed form, which the host
 /// packs (pack.hpp) and the device only reads. They travel as kernel arguments, or lie in memory of
@@ -35,6 +36,14 @@ enum class Form : std::uint8_t {
   mixed,    ///< float32 arithmetic, buffers of several types
   single,   ///< one by one, as the gradient has to be gathered
   blocks,   ///< a state is stored as int8_blocks
+};
+
+/// What an update kernel takes.
+enum class Access : std::uint8_t {
+  float32,  ///< tensors whose buffers are all float32
+  float64,  ///< all float64
+  mixed,    ///< float32 arithmetic, dense gradients, buffers stored element by element
+  any,      ///< everything, of any rules
 };
 
 struct TensorRecord {
@@ -133,7 +142,9 @@ struct RowConstants {
   Conditioning<double> conditioning;
   double coefficients[max_coefficients];
   double clip_coefficient;
-  double product;  ///< after the step
+  std::int64_t step;  ///< the progress of the row: of the step to be taken,
+  bool first;
+  double product_before, product;  ///< and the product after it
 };
 
 /// One norm, in the making.
@@ -142,18 +153,17 @@ struct Tree {
   double scale;  ///< of the gradients, a power of two; not 1 in a second look
 };
 
+/// Values that summing `count` of them writes, level by level (sum_by_block in squares.hpp).
+FUSEDSTEP_HD std::uint32_t scratch_of(std::uint32_t count) {
+  std::uint32_t size = 0;
+  while (count > 1) size += count = (count + norm_tree::tile_size - 1) / norm_tree::tile_size;
+  return size;
+}
+
 /// What blocks tell each other; zero between launches.
 struct Control {
   unsigned finished;  ///< blocks
   int skipped;
-};
-
-/// A report in device memory. After it: scales of the scopes, norms of the tensors, chunk sums.
-struct ReportHeader {
-  DeviceReport report;
-  double* scope_scales;
-  double* tensor_norms;
-  double* chunk_sums;
 };
 
 /// The arguments of both kernels of a step, but for what of the table fits in behind it.
@@ -172,7 +182,10 @@ struct Step {
   Tree* trees;
   double* norms;    ///< of the scopes
   double* scratch;  ///< see settle.hpp
-  ReportHeader* report;
+  DeviceReport* report;
+  double* scope_scales;  ///< |rescale_grad| of each scope
+  double* tensor_norms;
+  double* chunk_sums;
   Counts* counts;
 };
 
