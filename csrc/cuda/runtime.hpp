@@ -123,10 +123,10 @@ class Memory {
 
 /// Launches a kernel with its one argument.
 template <class Argument>
-void launch(void (*kernel)(Argument), const Argument& argument, unsigned blocks, unsigned threads,
+void launch(void (*kernel)(Argument), const Argument& argument, unsigned blocks, unsigned per_block,
             cudaStream_t stream, const char* what) {
   void* arguments[] = {const_cast<Argument*>(&argument)};
-  check(cudaLaunchKernel(kernel, dim3(blocks), dim3(threads), arguments, 0, stream), what);
+  check(cudaLaunchKernel(kernel, dim3(blocks), dim3(per_block), arguments, 0, stream), what);
 }
 
 }  // namespace fusedstep::cuda
