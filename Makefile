@@ -13,10 +13,10 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 # With the directories, so that a deleted file counts as a change.
 SOURCES := CMakeLists.txt pyproject.toml $(shell find csrc python -not -name '*.py[co]' -not -name __pycache__)
-CXX_FILES = $(shell git ls-files --cached --others --exclude-standard '*.cpp' '*.hpp' '*.cu' '*.cuh')
+CXX_FILES = $(shell git ls-files --cached --others --exclude-standard '*.cpp' '*.hpp' '*.h' '*.cu' '*.cuh')
 
 .PHONY: help demo demo-torch demo-jax bench bench-gpu gpu docs test test-all test-jax-oldest lint format \
-  sanitize wheel roofline clean always
+  sanitize wheel roofline emulator clean always
 .DELETE_ON_ERROR:
 
 help:  ## lists the targets
@@ -81,6 +81,15 @@ roofline: $(VENV)/group-build.stamp
 	@$(BIN)/cmake -S . -B build/bench -G Ninja -DFUSEDSTEP_BENCH=ON -DFUSEDSTEP_PYTHON=OFF >build/bench.log
 	@$(BIN)/cmake --build build/bench --target fusedstep_roofline >>build/bench.log || (cat build/bench.log; false)
 
+# The CUDA sources, to be executed on the CPU by tests (tests/cuda/CMakeLists.txt).
+EMULATOR := build/emulator
+emulator: $(VENV)/group-build.stamp
+	@mkdir -p build
+	@$(BIN)/cmake -S . -B $(EMULATOR) -G Ninja -DFUSEDSTEP_CUDA_EMULATOR=ON -DFUSEDSTEP_PYTHON=OFF \
+	  -DFUSEDSTEP_WERROR=$(FUSEDSTEP_WERROR) >build/emulator.log
+	@$(BIN)/cmake --build $(EMULATOR) --target emulator >>build/emulator.log || (cat build/emulator.log; false)
+test test-all: export FUSEDSTEP_EMULATOR = $(CURDIR)/$(EMULATOR)
+
 # --- to use it ---------------------------------------------------------------------------------
 
 demo: $(VENV)/fusedstep.stamp $(VENV)/group-demo.stamp  ## trains a small network on real data
@@ -108,7 +117,7 @@ docs: $(VENV)/fusedstep.stamp $(VENV)/group-docs.stamp $(VENV)/group-test.stamp 
 
 # --- to change it ------------------------------------------------------------------------------
 
-test: $(VENV)/fusedstep.stamp $(VENV)/group-test.stamp roofline  ## runs the tests, leaving out those of missing frameworks
+test: $(VENV)/fusedstep.stamp $(VENV)/group-test.stamp roofline emulator  ## runs the tests, leaving out those of missing frameworks
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 # The promise of pyproject.toml, kept: what a newer JAX cannot show, on the oldest one.
@@ -118,7 +127,7 @@ test-jax-oldest: $(VENV)/fusedstep.stamp $(VENV)/group-test.stamp $(VENV)/group-
 	$(WITH_OLDEST) -m pytest tests/test_jax_*.py $(PYTEST_ARGS)
 
 FRAMEWORKS := $(VENV)/group-frameworks.stamp $(VENV)/group-bench.stamp
-test-all: $(VENV)/fusedstep.stamp $(VENV)/group-test.stamp $(FRAMEWORKS) roofline  ## runs all tests
+test-all: $(VENV)/fusedstep.stamp $(VENV)/group-test.stamp $(FRAMEWORKS) roofline emulator  ## runs all tests
 	FUSEDSTEP_REQUIRE_FRAMEWORKS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
 
 lint: $(VENV)/group-lint.stamp  ## checks style, types and spelling
@@ -139,9 +148,9 @@ sanitize-address: FLAGS = address,undefined
 sanitize-thread: FLAGS = thread
 sanitize-%: $(VENV)/group-build.stamp
 	$(BIN)/cmake -S . -B build/$@ -G Ninja -DFUSEDSTEP_SANITIZE=$(FLAGS) -DFUSEDSTEP_CPP_TESTS=ON \
-	  -DFUSEDSTEP_PYTHON=OFF -DFUSEDSTEP_WERROR=$(FUSEDSTEP_WERROR)
+	  -DFUSEDSTEP_CUDA_EMULATOR=ON -DFUSEDSTEP_PYTHON=OFF -DFUSEDSTEP_WERROR=$(FUSEDSTEP_WERROR)
 	$(BIN)/cmake --build build/$@
-	$(BIN)/ctest --test-dir build/$@/tests/cpp --output-on-failure --no-tests=error
+	$(BIN)/ctest --test-dir build/$@ --output-on-failure --no-tests=error
 
 wheel: $(VENV)/wheel.stamp  ## makes a redistributable wheel and checks it in an empty environment
 	$(PYTHON) -m venv --clear build/empty

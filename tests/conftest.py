@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import device_arrays
 import fusedstep as fs
 import hypothesis
 import pytest
@@ -89,6 +90,21 @@ def threads() -> Iterator[None]:
     """Puts the number of threads back after the test."""
     yield
     fs.set_num_threads(0)
+
+
+@pytest.fixture
+def emulator() -> Iterator[device_arrays.Emulator]:
+    """The emulated device, as after loading; the test fails if something was done wrong to it."""
+    if device_arrays.find_module() is None:
+        if "FUSEDSTEP_EMULATOR" in os.environ:
+            pytest.fail("the emulator is not in FUSEDSTEP_EMULATOR")
+        pytest.skip("needs the emulator of CUDA: make emulator")
+    device_arrays.current_streams.clear()
+    with device_arrays.installed() as found:
+        found.reset()
+        yield found
+        found.check()
+        found.reset()
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@
 namespace emulator {
 
 Machine& machine() {
-  static auto* the = new Machine;  // for good: allocations may be freed by destructors of statics
+  static auto* the = new Machine;  // for good: allocations may be freed by static destructors
   return *the;
 }
 
