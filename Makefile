@@ -15,8 +15,8 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 SOURCES := CMakeLists.txt pyproject.toml $(shell find csrc python -not -name '*.py[co]' -not -name __pycache__)
 CXX_FILES = $(shell git ls-files --cached --others --exclude-standard '*.cpp' '*.hpp' '*.h' '*.cu' '*.cuh')
 
-.PHONY: help demo demo-torch demo-jax bench docs test test-all test-jax-oldest lint format sanitize wheel \
-  roofline emulator clean always
+.PHONY: help demo demo-torch demo-jax bench bench-gpu gpu docs test test-all test-jax-oldest lint format \
+  sanitize wheel roofline emulator clean always
 .DELETE_ON_ERROR:
 
 help:  ## lists the targets
@@ -103,6 +103,12 @@ demo-jax: $(VENV)/fusedstep.stamp $(VENV)/group-demo.stamp $(VENV)/group-framewo
 
 bench: $(VENV)/fusedstep.stamp $(VENV)/group-bench.stamp $(VENV)/wheel.stamp roofline  ## measures speed against peers and rooflines
 	$(BIN)/python -m bench $(BENCH_ARGS)
+
+bench-gpu: $(VENV)/fusedstep.stamp $(VENV)/group-bench-gpu.stamp  ## the same on an NVIDIA GPU, with a check of the bits
+	$(BIN)/python -m bench.gpu $(BENCH_ARGS)
+
+gpu:  ## everything that needs an NVIDIA GPU: tests, sanitizers, bench-gpu (bench/run_gpu.sh)
+	bench/run_gpu.sh
 
 docs: $(VENV)/fusedstep.stamp $(VENV)/group-docs.stamp $(VENV)/group-test.stamp  ## builds the documentation, runs its examples
 	$(BIN)/python -m sphinx -b html -W --keep-going -q docs docs/_build/html

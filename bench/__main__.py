@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 import sys
-import time
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import fusedstep as fs
 from rich.console import Console
@@ -38,21 +35,11 @@ def set_threads(threads: int) -> int:
     return fs.get_num_threads()
 
 
-def facts() -> dict[str, Any]:
-    return {
-        "date": time.strftime("%Y-%m-%d"),
-        "commit": machine.commit(),
-        "command": shlex.join(["python", "-m", "bench", *sys.argv[1:]]),
-        "versions": machine.versions(),
-        "machine": machine.describe(),
-    }
-
-
 def main() -> None:
     options = parse()
     console = Console(width=None if sys.stdout.isatty() else 100)
     threads = set_threads(options.threads)
-    known = facts()
+    known = machine.facts("bench")
     setting = Setting(SMOKE if options.smoke else FULL, streams.load(threads))
     missing = [name for name in ("torch", "jax", "optax", "matplotlib") if not find_spec(name)]
     missing += [] if setting.roofline else ["roofline (make roofline)"]

@@ -1,4 +1,4 @@
-"""The bars that `make bench` can judge: of design 8, and of `fusedstep.torch`.
+"""The bars that `make bench` and `make bench-gpu` can judge: of design 8, and of `fusedstep.torch`.
 
 They are moved nowhere else.
 """
@@ -67,6 +67,7 @@ ADAPTER_IN_BACKWARD = "fusedstep.torch in backward"
 # To clip and step with torch: each form as one calls it, and its fused step behind a foreach clip.
 TORCH_WAYS = (FUSED, FOREACH, "torch default", "torch fused, foreach clip")
 JAX, OPTAX = "fusedstep.jax", "optax"
+OBJECT_GRAPH, CUPY = "fusedstep graph", "cupy"
 
 BARS = (
     Bar("nesterov-1", ROOFLINE, OURS, at_least=0.97),
@@ -105,4 +106,33 @@ BARS = (
     Bar("jax-compile", JAX, at_most=3.0),
     Bar("import", OURS, at_most=0.060),
     Bar("wheel", OURS, at_most=2e6),
+)
+
+# Of `python -m bench.gpu`, where the roofline is the device's copy and fusedstep its object.
+GPU_BARS = (
+    *(
+        Bar(row, ROOFLINE, OURS, at_least=0.9)
+        for row in (
+            *("clip-1x1e8", "clip-200x5e5", "clip-1x1e9", "clip-200x5e6", "clip-1000x1e5"),
+            *("plain-1x1e8", "plain-200x5e5", "plain-1x1e9"),
+            *("bf16-1x1e8", "bf16-clip-1x1e8", "bf16-clip-200x5e5", "bf16-clip-1x1e9"),
+            *("nadam-1x1e8", "nadam-200x5e5", "nadam-clip-1x1e8"),
+            *("adamw-clip-1x1e8", "gpt2-adamw-clip", "sgd-1x1e8", "sgd-clip-1x1e8"),
+        )
+    ),
+    *(
+        Bar(row, FUSED, OURS, at_least=1.3)
+        for row in ("clip-1x1e8", "clip-200x5e5", "clip-1x1e9", "clip-200x5e6", "clip-1000x1e5")
+    ),
+    *(
+        Bar(row, FOREACH, OURS, at_least=3)
+        for row in ("nadam-1x1e8", "nadam-200x5e5", "nadam-1000x1e3 loop", "nadam-clip-1x1e8")
+    ),
+    Bar("clip-1000x1e3 loop", FUSED, OURS, at_least=5),
+    Bar("clip-1000x1e3 loop", FUSED, FUNCTION, at_least=5),
+    Bar("clip-1000x1e3 loop", FUSED, ADAPTER, at_least=5),
+    Bar("clip-1000x1e3 launches", OURS, at_most=2),
+    Bar("clip-1x1e9 launches", OURS, at_most=2),
+    Bar("plain-1000x1e3 launches", OURS, at_most=1),
+    Bar("plain-1x1e8 launches", OURS, at_most=1),
 )

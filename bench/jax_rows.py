@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -50,20 +50,8 @@ class Model:
         return tx.init, tx.step
 
     def optax(self) -> tuple[Any, Any]:
-        """(init, step), as optax's documentation writes it."""
-        import optax
-
-        descent = optax.sgd(LR, momentum=MOMENTUM, nesterov=True)
-        if self.adaptive:
-            descent = optax.nadam(LR, b1=BETA1, b2=BETA2, eps=EPS)
-        clip, decay = optax.clip_by_global_norm(self.clip), optax.add_decayed_weights(DECAY)
-        tx = optax.chain(clip, decay, descent)
-
-        def step(grads: Arrays, state: Any, params: Arrays) -> tuple[Arrays, Any]:
-            updates, state = tx.update(grads, state, params)
-            return optax.apply_updates(params, updates), state
-
-        return tx.init, step
+        """(init, step)."""
+        return optax_chain(self.clip, self.adaptive)
 
     def expected(self) -> Arrays:
         """The parameters after a few steps of the NumPy path, which the oracle has judged."""
@@ -75,23 +63,55 @@ class Model:
         return params
 
 
+@cache
+def optax_chain(clip: float | None, adaptive: bool) -> tuple[Any, Any]:
+    """(init, step), as optax's documentation writes it."""
+    import optax
+
+    descent = optax.sgd(LR, momentum=MOMENTUM, nesterov=True)
+    if adaptive:
+        descent = optax.nadam(LR, b1=BETA1, b2=BETA2, eps=EPS)
+    first = [] if clip is None else [optax.clip_by_global_norm(clip)]
+    tx = optax.chain(*first, optax.add_decayed_weights(DECAY), descent)
+
+    def step(grads: Arrays, state: Any, params: Arrays) -> tuple[Arrays, Any]:
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    return tx.init, step
+
+
+@cache
+def compiled(step: Any) -> Any:
+    """A step that is made once is compiled once."""
+    import jax
+
+    # Parameters before state, going in and coming out: in another order XLA would copy optax's.
+    return jax.jit(lambda p, s, g: step(g, s, p), donate_argnums=(0, 1))
+
+
 class Contender:
     """One of the two, with arrays of its own."""
 
-    def __init__(self, model: Model, init: Any, step: Any) -> None:
+    def __init__(self, start: Arrays, grads: Arrays, init: Any, step: Any) -> None:
         import jax
         import jax.numpy as jnp
 
         self._wait = jax.block_until_ready
-        # Parameters before state, going in and coming out: in another order XLA would copy optax's.
-        self._step = jax.jit(lambda p, s, g: step(g, s, p), donate_argnums=(0, 1))
-        self._grads = [jnp.array(g) for g in model.grads]
-        self.params = [jnp.array(p) for p in model.start]
+        self._step = compiled(step)
+        self._grads = [jnp.array(g) for g in grads]
+        self.params = [jnp.array(p) for p in start]
         self._state = init(self.params)
 
-    def run(self) -> None:
+    def queue(self) -> None:
         self.params, self._state = self._step(self.params, self._state, self._grads)
+
+    def wait(self) -> None:
         self._wait((self.params, self._state))
+
+    def run(self) -> None:
+        self.queue()
+        self.wait()
 
 
 def _verify(model: Model, contenders: dict[str, Contender]) -> dict[str, float]:
@@ -116,8 +136,8 @@ def _verify(model: Model, contenders: dict[str, Contender]) -> dict[str, float]:
 
 def _row(name: str, what: str, model: Model, nbytes: int) -> Row:
     contenders = {
-        JAX: Contender(model, *model.ours()),
-        OPTAX: Contender(model, *model.optax()),
+        JAX: Contender(model.start, model.grads, *model.ours()),
+        OPTAX: Contender(model.start, model.grads, *model.optax()),
     }
     differences = _verify(model, contenders)
     samplers = {who: timed(contender.run) for who, contender in contenders.items()}

@@ -6,7 +6,10 @@ import importlib.metadata
 import os
 import platform
 import re
+import shlex
 import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +34,9 @@ def caches() -> dict[str, str]:
     return found
 
 
-def versions() -> dict[str, str]:
+def versions(packages: tuple[str, ...] = PACKAGES) -> dict[str, str]:
     found = {"python": platform.python_version()}
-    for package in PACKAGES:
+    for package in packages:
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
@@ -42,12 +45,15 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str:
-    """The checkout's commit, with "-dirty" if anything but results differs from it."""
+    """The checkout's commit, with "-dirty" if anything but results differs from it.
+
+    Of a copy without its history that is what FUSEDSTEP_COMMIT says.
+    """
     try:
         head = _git("rev-parse", "--short=10", "HEAD")
         changed = _git("status", "--porcelain", "--", ".", ":!bench/results")
     except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+        return os.environ.get("FUSEDSTEP_COMMIT", "unknown")
     return f"{head}-dirty" if changed else head
 
 
@@ -72,7 +78,23 @@ def describe() -> dict[str, Any]:
     }
 
 
+def facts(module: str, packages: tuple[str, ...] = PACKAGES) -> dict[str, Any]:
+    """What stands at the head of a JSON."""
+    return {
+        "date": time.strftime("%Y-%m-%d"),
+        "commit": commit(),
+        "command": shlex.join(["python", "-m", module, *sys.argv[1:]]),
+        "versions": versions(packages),
+        "machine": describe(),
+    }
+
+
+def words(name: str) -> str:
+    """A part of a file name."""
+    return "-".join(re.findall("[a-z0-9]+", name.lower()))
+
+
 def slug(machine: dict[str, Any]) -> str:
     """A file name for the machine: its CPU and how many threads were used."""
-    words = re.sub(r"\((R|TM)\)|CPU|@.*", "", machine["cpu"]).lower()
-    return f"{'-'.join(re.findall('[a-z0-9]+', words))}-{machine['threads']}t"
+    cpu = re.sub(r"\((R|TM)\)|CPU|@.*", "", machine["cpu"])
+    return f"{words(cpu)}-{machine['threads']}t"

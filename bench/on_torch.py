@@ -18,6 +18,7 @@ FORMS: dict[str, tuple[dict[str, bool], bool | None]] = {
     "fused": ({"fused": True}, None),
     "fused, foreach clip": ({"fused": True}, True),
     "foreach": ({"foreach": True}, True),
+    "foreach capturable": ({"foreach": True, "capturable": True}, True),
     "for-loop": ({"foreach": False}, False),
     "default": ({}, None),
 }
@@ -27,10 +28,10 @@ def parameters(work: Work, with_gradients: bool = True) -> list[Any]:
     """torch Parameters in the work's memory, each with its gradient there."""
     import torch
 
-    params = [torch.nn.Parameter(torch.from_numpy(p)) for p in work.split(work.p)]
+    params = [torch.nn.Parameter(torch.as_tensor(p)) for p in work.split(work.p)]
     if with_gradients:
         for p, g in zip(params, work.split(work.g), strict=True):
-            p.grad = torch.from_numpy(g)
+            p.grad = torch.as_tensor(g)
     return params
 
 
@@ -70,10 +71,12 @@ def _with_states(opt: Any, work: Work, params: list[Any]) -> Any:
     method: Method = work.method
     for name, flat in zip(method.torch_state.values(), work.states, strict=True):
         for p, state in zip(params, work.split(flat), strict=True):
-            opt.state[p][name] = torch.from_numpy(state)
+            opt.state[p][name] = torch.as_tensor(state)
+    # Where torch itself keeps its counts: in these forms the kernels read them.
+    beside = any(opt.defaults.get(form) for form in ("fused", "capturable"))
     for name, number in method.torch_scalars.items():
         for p in params:
-            opt.state[p][name] = torch.tensor(number)
+            opt.state[p][name] = torch.tensor(number, device=p.device if beside else "cpu")
     return opt
 
 

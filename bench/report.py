@@ -13,7 +13,13 @@ from rich.table import Table
 from bench.bars import BARS, OURS, Bar
 from bench.measure import Result, Spread
 
-UNITS = {"seconds": (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)), "bytes": (("MB", 1e6),)}
+Bars = tuple[Bar, ...]
+
+UNITS = {
+    "seconds": (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)),
+    "bytes": (("MB", 1e6),),
+    "launches": (("launches", 1.0),),
+}
 
 
 def quantity(value: float, unit: str) -> str:
@@ -56,10 +62,10 @@ def show_result(console: Console, result: Result) -> None:
     console.print(table)
 
 
-def judge(results: list[Result]) -> Iterator[tuple[Bar, Result, Spread | None]]:
+def judge(results: list[Result], bars: Bars) -> Iterator[tuple[Bar, Result, Spread | None]]:
     """Every bar of the rows that were run, with its figure."""
     by_name = {result.row.name: result for result in results}
-    for bar in BARS:
+    for bar in bars:
         if bar.row in by_name:
             yield bar, by_name[bar.row], bar.figure(by_name[bar.row])
 
@@ -70,11 +76,11 @@ def verdict(bar: Bar, figure: Spread | None) -> str:
     return "met" if bar.met(figure) else "missed"
 
 
-def show_bars(console: Console, results: list[Result]) -> None:
+def show_bars(console: Console, results: list[Result], bars: Bars = BARS) -> None:
     table = Table(title="bars", title_justify="left")
     for column in ("row", "figure", "bar", "median (quartiles)", ""):
         table.add_column(column)
-    for bar, result, figure in judge(results):
+    for bar, result, figure in judge(results, bars):
         limit, shown = bar.limit, "" if figure is None else ratio(figure)
         if bar.base is None and bar.at_most is not None:
             limit = f"<= {quantity(bar.at_most, result.row.unit)}"
@@ -84,7 +90,7 @@ def show_bars(console: Console, results: list[Result]) -> None:
     console.print(table)
 
 
-def as_json(facts: dict[str, Any], results: list[Result]) -> dict[str, Any]:
+def as_json(facts: dict[str, Any], results: list[Result], bars: Bars) -> dict[str, Any]:
     rows = {
         result.row.name: {
             "work": result.row.work,
@@ -102,20 +108,20 @@ def as_json(facts: dict[str, Any], results: list[Result]) -> dict[str, Any]:
         }
         for result in results
     }
-    bars = [
+    judged = [
         {
             **vars(bar),
             "counted": bar.counted(result),
             "figure": None if figure is None else vars(figure),
             "verdict": verdict(bar, figure),
         }
-        for bar, result, figure in judge(results)
+        for bar, result, figure in judge(results, bars)
     ]
-    return {**facts, "bars": bars, "rows": rows}
+    return {**facts, "bars": judged, "rows": rows}
 
 
-def write_json(path: Path, facts: dict[str, Any], results: list[Result]) -> None:
-    text = json.dumps(as_json(facts, results), indent=1)
+def write_json(path: Path, facts: dict[str, Any], results: list[Result], bars: Bars = BARS) -> None:
+    text = json.dumps(as_json(facts, results, bars), indent=1)
     path.write_text(text + "\n")
 
 
@@ -129,8 +135,9 @@ def draw(path: Path, title: str, results: list[Result]) -> None:
     shown = [result for result in results if len(result.samples) > 1]
     columns = 2
     lines = -(-len(shown) // columns)
+    height = max([2.2, *(0.6 + 0.2 * len(result.samples) for result in shown)])
     figure, grid = plt.subplots(
-        lines, columns, figsize=(12, 2.2 * lines), squeeze=False, layout="constrained"
+        lines, columns, figsize=(12, height * lines), squeeze=False, layout="constrained"
     )
     for axes in grid.flat[len(shown) :]:
         axes.set_axis_off()

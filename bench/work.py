@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate, pairwise
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,22 +49,24 @@ class Work:
     states: list[Array] = field(init=False)
 
     def __post_init__(self) -> None:
-        rng = np.random.default_rng(0)
         self._borders = list(accumulate(map(math.prod, self.shapes), initial=0))
-        size = self._borders[-1]
+        self._allocate(self._borders[-1])
+
+    def _allocate(self, size: int) -> None:
+        rng = np.random.default_rng(0)
         self._start: list[Array] = [
             rng.standard_normal(size, dtype=np.float32).astype(self.dtype) for _ in range(2)
         ]
         self.p, self.g = (a.copy() for a in self._start)
         self.states = [np.zeros(size, np.float32) for _ in self.method.torch_state]
 
-    def with_clip(self) -> Work:
+    def with_clip(self) -> Self:
         """The same work on the same memory, with a clip that is always active."""
         clipped = copy.copy(self)
         clipped.clip = self.norm / 2
         return clipped
 
-    def with_loss_scale(self, scale: float) -> Work:
+    def with_loss_scale(self, scale: float) -> Self:
         """The same work on the same memory, with gradients of a scaled loss."""
         scaled = copy.copy(self)
         scaled.loss_scale = scale
@@ -76,7 +78,7 @@ class Work:
         sizes = set(map(math.prod, self.shapes))
         if len(sizes) == 1:
             return f"{len(self.shapes)} x {sizes.pop():,}"
-        return f"{len(self.shapes)} tensors, {self.p.size:,} elements"
+        return f"{len(self.shapes)} tensors, {self._borders[-1]:,} elements"
 
     @cached_property
     def norm(self) -> float:

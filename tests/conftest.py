@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import device_arrays
 import fusedstep as fs
@@ -17,6 +19,8 @@ FRAMEWORKS = ("torch", "jax", "braintools")
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=4")
 LEFT_OUT = "framework test left out"
 REQUIRED = os.environ.get("FUSEDSTEP_REQUIRE_FRAMEWORKS") == "1"
+GPU_REQUIRED = os.environ.get("FUSEDSTEP_REQUIRE_GPU") == "1"
+HAS_GPU = Path("/proc/driver/nvidia/version").exists() or bool(shutil.which("nvidia-smi"))
 
 hypothesis.settings.register_profile("default", deadline=None)
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True)
@@ -42,6 +46,7 @@ def pytest_report_header() -> list[str]:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skips the tests whose framework is missing; with FUSEDSTEP_REQUIRE_FRAMEWORKS=1 they fail.
 
+    The same for tests that need a GPU, with FUSEDSTEP_REQUIRE_GPU=1.
     The instruction set varies fastest, so that an oracle's result serves all of them.
     """
     case_of: dict[str, int] = {}
@@ -50,6 +55,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         mark = item.get_closest_marker("framework")
         if mark and not installed(mark.args[0]) and not REQUIRED:
             item.add_marker(pytest.mark.skip(reason=f"{LEFT_OUT}: {mark.args[0]} is not installed"))
+        if item.get_closest_marker("gpu") and not HAS_GPU and not GPU_REQUIRED:
+            item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU"))
 
 
 def _case(item: pytest.Item) -> str:

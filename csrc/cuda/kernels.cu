@@ -11,11 +11,11 @@ namespace fusedstep::cuda {
 namespace {
 
 /// Blocks per multiprocessor that there are registers for, at least: as many as do without
-/// spilling. [state buffers][access]
-constexpr int blocks_by_need[max_slots + 1][3] = {{8, 8, 8}, {8, 6, 5}, {5, 5, 4}, {5, 4, 4}};
-
+/// spilling.
 template <class Rule>
 constexpr int blocks_for(Tag<Rule> /*rule*/, Access access) {
+  // [state buffers][access]
+  constexpr int blocks_by_need[max_slots + 1][3] = {{8, 8, 8}, {8, 6, 5}, {5, 5, 4}, {5, 4, 4}};
   return blocks_by_need[num_slots<Rule>][static_cast<int>(access)];
 }
 template <class... All>
@@ -108,11 +108,19 @@ Kernel find(RuleList<All...> /*rules*/, std::integer_sequence<int, index...> /*i
   return found;
 }
 
+/// A template, so that it is compiled in the last part alone.
+template <class Rows, bool own>
+Kernel find_for_all() {
+  if constexpr (own) return update<Rows, Access::any>;
+  return nullptr;
+}
+
 }  // namespace
 
 template <>
 Kernel kernel_of_shard<FUSEDSTEP_SHARD>(int rule, Access access) {
-  if constexpr (FUSEDSTEP_SHARD == num_shards) return update<Rules, Access::any>;
+  constexpr bool last = FUSEDSTEP_SHARD == num_shards;
+  if (last) return find_for_all<Rules, last>();
   return find(Rules{}, std::make_integer_sequence<int, Rules::size>{}, rule, access);
 }
 

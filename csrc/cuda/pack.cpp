@@ -6,6 +6,7 @@
 #include <stdexcept>
 
 #include "cuda/walk.hpp"
+#include "rules/rules.hpp"
 
 namespace fusedstep::cuda {
 namespace {
@@ -26,15 +27,21 @@ bool is_wide(const Tensor& tensor) { return tensor.param_dtype == DType::float64
 
 // --- one tensor -------------------------------------------------------------------------------
 
-template <class Visit>
-void for_each_slot(const Tensor& tensor, Visit visit) {
-  for (const Slot& slot : tensor.slots)
-    if (slot.data) visit(slot);
+template <class... All>
+int slots_of(RuleList<All...> /*rules*/, int rule) {
+  static constexpr int slots[] = {num_slots<All>...};
+  return slots[rule];
 }
 
-Form form_of(const Tensor& tensor) {
+/// Of the state that the rule of a tensor has, whatever else there is.
+template <class Visit>
+void for_each_slot(const Tensor& tensor, int slots, Visit visit) {
+  for (int s = 0; s < slots; ++s) visit(tensor.slots[s]);
+}
+
+Form form_of(const Tensor& tensor, int slots) {
   bool uniform = !tensor.copy && tensor.grad_dtype == tensor.param_dtype, blocks = false;
-  for_each_slot(tensor, [&](const Slot& slot) {
+  for_each_slot(tensor, slots, [&](const Slot& slot) {
     uniform = uniform && slot.dtype == tensor.param_dtype;
     blocks = blocks || slot.dtype == DType::int8_blocks;
   });
@@ -45,7 +52,7 @@ Form form_of(const Tensor& tensor) {
   return uniform && arithmetic ? Form::uniform : Form::mixed;
 }
 
-std::uint8_t shift_of(const Tensor& tensor) {
+std::uint8_t shift_of(const Tensor& tensor, int slots) {
   Address buffers[3 + max_slots];
   int count = 0;
   const auto add = [&](const void* data, DType dtype) {
@@ -54,15 +61,15 @@ std::uint8_t shift_of(const Tensor& tensor) {
   add(tensor.param, tensor.param_dtype);
   if (!tensor.layout) add(tensor.grad, tensor.grad_dtype);
   add(tensor.copy, tensor.copy_dtype);
-  for_each_slot(tensor, [&](const Slot& slot) { add(slot.data, slot.dtype); });
+  for_each_slot(tensor, slots, [&](const Slot& slot) { add(slot.data, slot.dtype); });
   return static_cast<std::uint8_t>(best_shift(buffers, count, is_wide(tensor) ? 2 : 4));
 }
 
-TensorRecord record_of(const Tensor& tensor) {
+TensorRecord record_of(const Tensor& tensor, int slots) {
   TensorRecord record{};
   record.param = tensor.param;
   record.copy = tensor.copy;
-  for (int s = 0; s < max_slots; ++s) {
+  for (int s = 0; s < slots; ++s) {
     record.slots[s] = tensor.slots[s].data;
     record.slot_dtypes[s] = tensor.slots[s].dtype;
   }
@@ -72,15 +79,15 @@ TensorRecord record_of(const Tensor& tensor) {
   record.param_dtype = tensor.param_dtype;
   record.grad_dtype = tensor.grad_dtype;
   record.copy_dtype = tensor.copy_dtype;
-  record.form = form_of(tensor);
-  record.shift = shift_of(tensor);
+  record.form = form_of(tensor, slots);
+  record.shift = shift_of(tensor, slots);
   return record;
 }
 
 bool needs_extra(const Tensor& tensor) {
-  bool blocks = false;
-  for_each_slot(tensor, [&](const Slot& slot) { blocks = blocks || slot.aux; });
-  return blocks || tensor.layout || tensor.chunk_sums;
+  for (const Slot& slot : tensor.slots)
+    if (slot.aux) return true;
+  return tensor.layout || tensor.chunk_sums;
 }
 
 /// Which kernel a tensor alone would take.
@@ -119,6 +126,7 @@ void pack_rows(const DeviceCall& call, Packed& out) {
     if (!call.rows) rows[r].device.advances = true;
   }
   for (std::int64_t t = 0; t < call.step.num_tensors; ++t) {
+    if (call.only_sum) break;
     RowRecord& row = rows[call.step.tensors[t].row];
     row.scope = call.step.tensors[t].scope;
     row.used = true;
@@ -173,7 +181,9 @@ void pack_tensors(const DeviceCall& call, Packed& out) {
     put(out.slow, k * sizeof(std::uint32_t), out.chunks[k]);
   for (std::uint32_t t = 0; t < table.num_tensors; ++t) {
     const Tensor& tensor = call.step.tensors[t];
-    const TensorRecord record = record_of(tensor);
+    // Of a sum alone there are no rows, and gradients are all that is read.
+    const int slots = call.only_sum ? 0 : slots_of(Rules{}, call.step.rows[tensor.row].rule);
+    const TensorRecord record = record_of(tensor, slots);
     const Access access = access_of(record);
     out.access = t == 0 ? access : both(out.access, access);
     put(out.fast, table.grads_begin() + t * sizeof(void*), tensor.grad);

@@ -212,7 +212,9 @@ __device__ __forceinline__ bool judge(const Step& step, const Table& table) {
     shared = report;
   }
   __syncthreads();
-  const std::int64_t first = shared.nonfinite ? first_nonfinite(step, table) : -1;
+  const bool nonfinite = shared.nonfinite;
+  __syncthreads();  // all have read it
+  const std::int64_t first = nonfinite ? first_nonfinite(step, table) : -1;
   if (threadIdx.x == 0) {
     DeviceReport report = shared;
     report.first_nonfinite = first;

@@ -3,6 +3,7 @@
 #include <cstring>
 #include <optional>
 
+#include "cuda/api.hpp"
 #include "cuda/kernels.hpp"
 #include "cuda/workspace.hpp"
 
