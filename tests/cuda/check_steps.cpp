@@ -268,8 +268,10 @@ void check_scopes() {
                 const bool one = joint && alike;  // of scopes that are alike the bindings make one
                 call.scales.assign(one ? 1 : 3, 0.5);
                 const std::uint32_t scopes[] = {0, 0, 1, 2, 2};
-                for (std::size_t t = 0; t < 5; ++t)
-                  call.tensors[t].row = call.tensors[t].scope = scopes[t];
+                for (std::size_t t = 0; t < 5; ++t) {
+                  call.tensors[t].row = scopes[t];
+                  call.tensors[t].scope = one ? 0 : scopes[t];
+                }
                 call.call.measure_norm = true;
                 call.call.joint = joint;
               });
