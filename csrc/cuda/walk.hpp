@@ -17,11 +17,11 @@ struct Address {
   std::size_t size;  ///< of an element
 };
 
-/// Whether vectors begin at multiples of their size if the first begins `shift` elements before
-/// `data`.
+/// Whether vectors begin at multiples of their size, which is a power of two, if the first begins
+/// `shift` elements before `data`.
 FUSEDSTEP_HD bool is_aligned(const Address& at, int shift, int vector) {
   const auto before = static_cast<std::uintptr_t>(shift) * at.size;
-  return (at.data - before) % (static_cast<std::uintptr_t>(vector) * at.size) == 0;
+  return ((at.data - before) & (static_cast<std::uintptr_t>(vector) * at.size - 1)) == 0;
 }
 
 /// The shift, shorter than a vector, with which most bytes of a step are in aligned vectors; the
