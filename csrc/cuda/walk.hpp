@@ -6,11 +6,6 @@
 /// starts at the same place within a vector, as chunks are multiples of vectors.
 namespace fusedstep::cuda {
 
-/// Vectors that touch a chunk of `count` > 0 elements if the first begins `shift` before it.
-FUSEDSTEP_HD int num_vectors(int count, int shift, int vector) {
-  return (count + shift + vector - 1) / vector;
-}
-
 /// One buffer, for the choice of a shift.
 struct Address {
   std::uintptr_t data;
