@@ -57,6 +57,7 @@ const char* allocate(int device, std::int64_t bytes, void** out) {
 void release(int device, void* memory) {
   why_not([&] {
     const DeviceGuard guard(device);
+    const RelaxedCapture relaxed;
     check(cudaFree(memory), "cudaFree");
   });
 }

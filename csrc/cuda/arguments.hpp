@@ -8,8 +8,9 @@ namespace fusedstep::cuda {
 /// The table of a step, wherever its parts are.
 __device__ __forceinline__ Table table_of(const Arguments& arguments) {
   Table table = arguments.step.table;
-  if (!table.fast) table.fast = arguments.tables;
-  if (!table.slow) table.slow = arguments.tables + arguments.step.slow_inline;
+#pragma unroll
+  for (int k = 0; k < Table::num_parts; ++k)
+    if (!table.parts[k]) table.parts[k] = arguments.tables + arguments.step.places[k];
   return table;
 }
 

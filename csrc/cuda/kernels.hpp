@@ -20,18 +20,21 @@ Kernel kernel_of_shard(int rule, Access access);
 /// The kernel for rows that all have the rule `rule`; Access::any takes any rules.
 Kernel update_kernel(int rule, Access access);
 
-/// Words of 8 bytes that are to be put somewhere, as arguments of the kernel that does it: so they
-/// come in the order of the stream, from memory that nobody has to keep.
+/// Words of 8 bytes that are to be put somewhere, each to its place, as arguments of the kernel
+/// that does it: so they come in the order of the stream, from memory that nobody has to keep.
 #if CUDART_VERSION >= 13000
 constexpr std::size_t max_upload = 32768 - 64;  // a driver that runs this takes so many bytes
 #else
 constexpr std::size_t max_upload = 4096 - 64;
 #endif
 struct Upload {
+  static constexpr std::size_t most = max_upload / 12 - 2;
   std::uint64_t* to;
   std::uint32_t count;
-  std::uint64_t words[max_upload / 8];
+  std::uint32_t places[most];
+  std::uint64_t words[most];
 };
+static_assert(sizeof(Upload) <= max_upload);
 using UploadKernel = void (*)(Upload);
 UploadKernel upload_kernel();
 

@@ -5,6 +5,19 @@
 namespace fusedstep::cuda {
 namespace {
 
+/// The chunk sum. Squares of float64 elements that are not 0 may all be 0, which somebody has to
+/// know.
+__device__ __forceinline__ double measure_chunk(const Step& step, const GradChunk& grad) {
+  const double sum = sum_chunk(grad);
+  if (grad.dtype != DType::float64 || sum != 0 || step.only_chunks) return sum;
+  for (int i = static_cast<int>(threadIdx.x); i < grad.count; i += threads) {
+    if (element(grad, i) == 0) continue;
+    atomicAdd(&step.control->underflow, 1u);
+    break;
+  }
+  return sum;
+}
+
 /// The sum of one chunk per block, and by the last block everything that follows from the sums.
 __global__ void __launch_bounds__(threads, 5) measure(const __grid_constant__ Arguments arguments) {
   const Step& step = arguments.step;
@@ -15,17 +28,19 @@ __global__ void __launch_bounds__(threads, 5) measure(const __grid_constant__ Ar
     double* const own = table.chunk_sums(t);
     const std::uint32_t k = chunk - table.first_chunks()[t];
     const bool known = step.sums == StepCall::Sums::of_gradients;
-    const double sum = known ? own[k] : sum_chunk(grad_of(table, chunk));
+    const double sum = known ? own[k] : measure_chunk(step, grad_of(table, chunk));
     if (threadIdx.x == 0) {
       step.chunk_sums[chunk] = sum;
       if (own && !known) own[k] = sum;
     }
   }
+  if (step.only_chunks) return;
   if (is_last_block(step.control)) settle(step, table);
 }
 
 __global__ void upload(const __grid_constant__ Upload data) {
-  for (std::uint32_t i = threadIdx.x; i < data.count; i += threads) data.to[i] = data.words[i];
+  for (std::uint32_t i = threadIdx.x; i < data.count; i += threads)
+    data.to[data.places[i]] = data.words[i];
 }
 
 }  // namespace

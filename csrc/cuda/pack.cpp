@@ -124,6 +124,10 @@ void pack_rows(const DeviceCall& call, Packed& out) {
     rows[r].row = call.step.rows[r];
     if (call.rows) rows[r].device = call.rows[r];
     if (!call.rows) rows[r].device.advances = true;
+    // What is not read must not change from step to step: it would be sent again.
+    const DeviceRow& device = rows[r].device;
+    if (device.from || device.step.data) rows[r].row.progress.step = 0;
+    if (device.from || device.product.data) rows[r].row.progress.product = 1.0;
   }
   for (std::int64_t t = 0; t < call.step.num_tensors; ++t) {
     if (call.only_sum) break;
@@ -134,7 +138,7 @@ void pack_rows(const DeviceCall& call, Packed& out) {
   out.rule = rows.empty() ? -1 : rows[0].row.rule;
   for (std::uint32_t r = 0; r < out.table.num_rows; ++r) {
     if (rows[r].row.rule != out.rule) out.rule = -1;
-    put(out.fast, r * sizeof(RowRecord), rows[r]);
+    put(out.parts[0], r * sizeof(RowRecord), rows[r]);
   }
 }
 
@@ -145,6 +149,7 @@ void pack_scopes(const DeviceCall& call, Packed& out) {
     ScopeRecord scope{};
     const double* const given = call.step.given_norms;
     scope.given = given ? given[call.step.joint ? 0 : k] : 0.0;
+    const std::int64_t first = t;
     scope.tensor = static_cast<std::uint32_t>(t);
     scope.row = call.scope_rows ? call.scope_rows[k] : 0;
     for (; t < call.step.num_tensors && tensors[t].scope == k; ++t) {
@@ -152,7 +157,10 @@ void pack_scopes(const DeviceCall& call, Packed& out) {
       scope.wide = scope.wide || (tensors[t].layout ? is_wide(tensors[t]) : grad == DType::float64);
     }
     out.wide = out.wide || scope.wide;
-    put(out.fast, out.table.scopes_begin() + k * sizeof(ScopeRecord), scope);
+    const std::uint32_t chunks =
+        out.chunks[static_cast<std::size_t>(t)] - out.chunks[static_cast<std::size_t>(first)];
+    out.large_trees = out.large_trees || chunks > norm_tree::tile_size;
+    put(out.parts[0], out.table.scopes_begin() + k * sizeof(ScopeRecord), scope);
   }
 }
 
@@ -178,7 +186,7 @@ ExtraRecord extra_of(const Tensor& tensor, std::vector<std::uint64_t>& part) {
 void pack_tensors(const DeviceCall& call, Packed& out) {
   const Table& table = out.table;
   for (std::size_t k = 0; k < out.chunks.size(); ++k)
-    put(out.slow, k * sizeof(std::uint32_t), out.chunks[k]);
+    put(out.parts[2], k * sizeof(std::uint32_t), out.chunks[k]);
   for (std::uint32_t t = 0; t < table.num_tensors; ++t) {
     const Tensor& tensor = call.step.tensors[t];
     // Of a sum alone there are no rows, and gradients are all that is read.
@@ -186,10 +194,11 @@ void pack_tensors(const DeviceCall& call, Packed& out) {
     const TensorRecord record = record_of(tensor, slots);
     const Access access = access_of(record);
     out.access = t == 0 ? access : both(out.access, access);
-    put(out.fast, table.grads_begin() + t * sizeof(void*), tensor.grad);
-    put(out.slow, table.tensors_begin() + t * sizeof(TensorRecord), record);
-    if (table.has_extras)
-      put(out.slow, table.extras_begin() + t * sizeof(ExtraRecord), extra_of(tensor, out.slow));
+    put(out.parts[1], t * sizeof(void*), tensor.grad);
+    put(out.parts[2], table.tensors_begin() + t * sizeof(TensorRecord), record);
+    if (!table.has_extras) continue;
+    const ExtraRecord extra = extra_of(tensor, out.parts[2]);  // appends a layout
+    put(out.parts[2], table.extras_begin() + t * sizeof(ExtraRecord), extra);
   }
 }
 
@@ -203,11 +212,12 @@ void pack(const DeviceCall& call, Packed& out) {
   table.num_tensors = static_cast<std::uint32_t>(call.step.num_tensors);
   for (std::uint32_t t = 0; t < table.num_tensors; ++t)
     table.has_extras = table.has_extras || needs_extra(call.step.tensors[t]);
-  out.wide = false;
+  out.wide = out.large_trees = false;
   out.access = Access::any;
   count_chunks(call, out.chunks);
-  resize(out.fast, table.fast_size());
-  resize(out.slow, table.layouts_begin());
+  resize(out.parts[0], table.rows_size());
+  resize(out.parts[1], table.grads_size());
+  resize(out.parts[2], table.layouts_begin());
   pack_rows(call, out);
   pack_scopes(call, out);
   pack_tensors(call, out);

@@ -6,12 +6,13 @@
 /// From a call to the records that the kernels read.
 namespace fusedstep::cuda {
 
-/// The two parts of a table, as whole words, and what else the engine has to know.
+/// The parts of a table, as whole words, and what else the engine has to know.
 struct Packed {
-  std::vector<std::uint64_t> fast, slow;
+  std::vector<std::uint64_t> parts[Table::num_parts];
   std::vector<std::uint32_t> chunks;  ///< first one of each tensor, and their number
   Table table{};                      ///< without addresses
   bool wide = false;                  ///< a gradient is summed as float64
+  bool large_trees = false;           ///< see Step
   int rule = -1;                      ///< of all rows; -1: there are several
   Access access = Access::any;        ///< which kernel can do it
 

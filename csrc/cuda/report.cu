@@ -16,6 +16,7 @@ ReportPool::~ReportPool() {
 
 std::unique_ptr<ReportMemory> ReportPool::take(std::size_t scopes, std::size_t tensors,
                                                std::size_t chunks) {
+  const std::lock_guard<std::mutex> lock(mutex_);
   for (auto& memory : free_) {
     if (!memory->fits(scopes, tensors, chunks)) continue;
     std::swap(memory, free_.back());
@@ -27,6 +28,7 @@ std::unique_ptr<ReportMemory> ReportPool::take(std::size_t scopes, std::size_t t
 }
 
 void ReportPool::give_back(std::unique_ptr<ReportMemory> memory) {
+  const std::lock_guard<std::mutex> lock(mutex_);
   free_.push_back(std::move(memory));
 }
 
@@ -51,6 +53,8 @@ void Report::read(DeviceReport& out, double* tensor_norms) const {
   const DeviceGuard guard(pool_->device());
   if (is_capturing(stream_))
     throw std::runtime_error("what a step did cannot be read while its stream is being captured");
+  // Graphs are replayed in any stream.
+  if (captured_) check(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
   out = fetch(memory_->header(), 1)[0];
   if (tensor_norms) read_tensor_norms(tensor_norms);
 }

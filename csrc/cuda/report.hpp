@@ -1,5 +1,6 @@
 #pragma once
 #include <memory>
+#include <mutex>
 #include <vector>
 
 #include "cuda/runtime.hpp"
@@ -15,7 +16,9 @@ class ReportMemory {
       : memory_(bytes(scopes, tensors, chunks)),
         scopes_(scopes),
         tensors_(tensors),
-        chunks_(chunks) {}
+        chunks_(chunks) {
+    memory_.clear();
+  }
 
   bool fits(std::size_t scopes, std::size_t tensors, std::size_t chunks) const {
     return scopes <= scopes_ && tensors <= tensors_ && chunks <= chunks_;
@@ -46,6 +49,7 @@ class ReportPool {
 
  private:
   int device_;
+  std::mutex mutex_;  // reports are dropped by any thread
   std::vector<std::unique_ptr<ReportMemory>> free_;
 };
 

@@ -43,7 +43,8 @@ class DeviceGuard {
   bool changed_ = false;
 };
 
-/// While it lives, this thread may allocate and copy although one of its streams is being captured.
+/// While it lives, this thread may allocate, free and copy although some stream is being captured,
+/// be it another thread's: else that would fail, and end the capture.
 class RelaxedCapture {
  public:
   RelaxedCapture() { exchange(); }
@@ -82,10 +83,13 @@ class Memory {
  public:
   Memory() = default;
   explicit Memory(std::size_t bytes) : size_(bytes) {
+    const RelaxedCapture relaxed;
     check(cudaMalloc(&data_, bytes), "cudaMalloc");
   }
   ~Memory() {
-    if (data_) static_cast<void>(cudaFree(data_));  // fails only when the process ends, or is lost
+    if (!data_) return;
+    const RelaxedCapture relaxed;
+    static_cast<void>(cudaFree(data_));  // fails only when the process ends, or is lost
   }
   Memory(Memory&& other) noexcept : data_(other.data_), size_(other.size_) {
     other.data_ = nullptr;
@@ -111,6 +115,7 @@ class Memory {
 
   /// All zero, when it returns.
   void clear() const {
+    const RelaxedCapture relaxed;
     const OwnStream stream;
     check(cudaMemsetAsync(data_, 0, size_, stream.get()), "cudaMemsetAsync");
     check(cudaStreamSynchronize(stream.get()), "cudaStreamSynchronize");

@@ -107,34 +107,45 @@ __device__ __forceinline__ bool is_wide(const Step& step, const Table& table, st
   return step.single_tree ? step.wide : table.scope(k).wide;
 }
 
-/// Small trees by a warp each, large ones by all.
-__device__ __forceinline__ void sum_trees(const Step& step, const Table& table,
-                                          std::uint32_t trees) {
+/// The sums over ranges of chunks, small ones by a warp each, large ones by all; `use(k, sum)` is
+/// called by one thread for each.
+template <class RangeOf, class Use>
+__device__ __forceinline__ void sum_ranges(const Step& step, std::uint32_t ranges, bool any_large,
+                                           RangeOf range_of, Use use) {
   const double* const sums = step.chunk_sums;
-  for (std::uint32_t k = threadIdx.x / warp_size; k < trees; k += warps) {
-    const ChunkRange chunks = chunks_of_tree(step, table, k);
+  for (std::uint32_t k = threadIdx.x / warp_size; k < ranges; k += warps) {
+    const ChunkRange chunks = range_of(k);
     const std::uint32_t count = chunks.last - chunks.first;
     if (count > norm_tree::tile_size) continue;
     const double sum = sum_by_warp(sums + chunks.first, count);
-    if (threadIdx.x % warp_size == 0) step.trees[k] = {sum, sqrt(sum), 1.0};
+    if (threadIdx.x % warp_size == 0) use(k, sum);
   }
-  for (std::uint32_t k = 0; k < trees; ++k) {
-    const ChunkRange chunks = chunks_of_tree(step, table, k);
+  for (std::uint32_t k = 0; any_large && k < ranges; ++k) {
+    const ChunkRange chunks = range_of(k);
     const std::uint32_t count = chunks.last - chunks.first;
     if (count <= norm_tree::tile_size) continue;
     const double sum = sum_by_block(sums + chunks.first, count, step.scratch);
-    if (threadIdx.x == 0) step.trees[k] = {sum, sqrt(sum), 1.0};
+    if (threadIdx.x == 0) use(k, sum);
   }
   __syncthreads();
 }
 
+/// Whether a sum over float64 gradients says too little. One of nothing but zeros does not.
+__device__ __forceinline__ bool needs_second_look(const Step& step, double sum) {
+  if (sum == 0 && step.control->underflow == 0) return false;
+  return norm_tree::needs_second_look(sum);
+}
+
 __device__ __forceinline__ void measure_trees(const Step& step, const Table& table,
                                               std::uint32_t trees) {
-  sum_trees(step, table, trees);
+  sum_ranges(
+      step, trees, step.large_trees,
+      [&](std::uint32_t k) { return chunks_of_tree(step, table, k); },
+      [&](std::uint32_t k, double sum) { step.trees[k] = {sum, sqrt(sum), 1.0}; });
   if (!step.wide || step.only_sum) return;
   for (std::uint32_t k = 0; k < trees; ++k) {
     const double sum = step.trees[k].sum;
-    if (!is_wide(step, table, k) || !norm_tree::needs_second_look(sum)) continue;
+    if (!is_wide(step, table, k) || !needs_second_look(step, sum)) continue;
     const ChunkRange chunks = chunks_of_tree(step, table, k);
     const Tree tree = look_again(step, table, chunks.first, chunks.last, sum, step.chunk_sums);
     if (threadIdx.x == 0) step.trees[k] = tree;
@@ -144,16 +155,25 @@ __device__ __forceinline__ void measure_trees(const Step& step, const Table& tab
 
 /// Of every tensor. Without float64 gradients the host does it from the chunk sums, if asked.
 __device__ __forceinline__ void report_tensor_norms(const Step& step, const Table& table) {
-  double* const sums = step.chunk_sums;
+  const auto chunks_of = [&](std::uint32_t t) {
+    return ChunkRange{table.first_chunks()[t], table.first_chunks()[t + 1]};
+  };
+  constexpr double unknown = -1.0;
+  double* const norms = step.tensor_norms;
+  sum_ranges(step, table.num_tensors, true, chunks_of, [&](std::uint32_t t, double sum) {
+    const std::uint32_t scope = table.tensor(t).scope, k = step.single_tree ? 0 : scope;
+    const bool safe = !is_wide(step, table, k) || !needs_second_look(step, sum);
+    const double norm = step.scope_scales[scope] * (sqrt(sum) / step.trees[k].scale);
+    norms[t] = safe ? plain_nan(norm) : unknown;
+  });
   double* const other_sums = step.scratch + scratch_of(step.num_chunks);
   for (std::uint32_t t = 0; t < table.num_tensors; ++t) {
-    const std::uint32_t first = table.first_chunks()[t], last = table.first_chunks()[t + 1];
-    const std::uint32_t scope = table.tensor(t).scope, k = step.single_tree ? 0 : scope;
-    const double sum = sum_by_block(sums + first, last - first, step.scratch);
-    const bool safe = !is_wide(step, table, k) || !norm_tree::needs_second_look(sum);
-    const double norm = safe ? sqrt(sum) / step.trees[k].scale
-                             : look_again(step, table, first, last, sum, other_sums).norm;
-    if (threadIdx.x == 0) step.tensor_norms[t] = plain_nan(step.scope_scales[scope] * norm);
+    if (read_anew(norms + t) != unknown) continue;
+    const ChunkRange chunks = chunks_of(t);
+    const Tree tree = look_again(step, table, chunks.first, chunks.last, 0.0, other_sums);
+    if (threadIdx.x == 0)
+      norms[t] = plain_nan(step.scope_scales[table.tensor(t).scope] * tree.norm);
+    __syncthreads();
   }
 }
 
@@ -277,6 +297,7 @@ __device__ __forceinline__ void settle(const Step& step, const Table& table) {
   }
   const bool skipped = judge(step, table);
   if (step.measures && step.wide) report_tensor_norms(step, table);
+  if (threadIdx.x == 0) step.control->underflow = 0;
   prepare_rows(Rules{}, step, table);
   if (step.num_chunks == 0) finish_rows(step, table, skipped);  // no update follows
 }

@@ -70,44 +70,43 @@ struct ExtraRecord {
   std::int64_t layout;  ///< where the LayoutRecord is, in words; -1: the gradient is dense
 };
 
-/// The records of a step, in two parts: what changes from step to step, and what rarely does.
+/// The records of a step, in three parts, by how often they change.
 ///
-///   fast: rows, scopes, addresses of the gradients
-///   slow: first chunk of each tensor (and their number), tensors, extras, layouts
+///   rows: rows, scopes
+///   grads: addresses of the gradients
+///   tensors: first chunk of each tensor (and their number), tensors, extras, layouts
 struct Table {
-  const unsigned char* fast;
-  const unsigned char* slow;
+  static constexpr int num_parts = 3;
+  const unsigned char* parts[num_parts];
   std::uint32_t num_rows, num_scopes, num_tensors;
   bool has_extras;
 
-  FUSEDSTEP_HD const RowRecord& row(std::uint32_t r) const { return at<RowRecord>(fast, 0)[r]; }
+  FUSEDSTEP_HD const RowRecord& row(std::uint32_t r) const { return at<RowRecord>(0, 0)[r]; }
   FUSEDSTEP_HD const ScopeRecord& scope(std::uint32_t k) const {
-    return at<ScopeRecord>(fast, scopes_begin())[k];
+    return at<ScopeRecord>(0, scopes_begin())[k];
   }
-  FUSEDSTEP_HD const void* grad(std::uint32_t t) const {
-    return at<const void*>(fast, grads_begin())[t];
-  }
-  FUSEDSTEP_HD const std::uint32_t* first_chunks() const { return at<std::uint32_t>(slow, 0); }
+  FUSEDSTEP_HD const void* grad(std::uint32_t t) const { return at<const void*>(1, 0)[t]; }
+  FUSEDSTEP_HD const std::uint32_t* first_chunks() const { return at<std::uint32_t>(2, 0); }
   FUSEDSTEP_HD const TensorRecord& tensor(std::uint32_t t) const {
-    return at<TensorRecord>(slow, tensors_begin())[t];
+    return at<TensorRecord>(2, tensors_begin())[t];
   }
   FUSEDSTEP_HD const ExtraRecord& extra(std::uint32_t t) const {
-    return at<ExtraRecord>(slow, extras_begin())[t];
+    return at<ExtraRecord>(2, extras_begin())[t];
   }
   FUSEDSTEP_HD const LayoutRecord* layout(std::uint32_t t) const {
     const std::int64_t begin = has_extras ? extra(t).layout : -1;
     if (begin < 0) return nullptr;
-    return at<LayoutRecord>(slow, static_cast<std::size_t>(begin) * sizeof(std::int64_t));
+    return at<LayoutRecord>(2, static_cast<std::size_t>(begin) * sizeof(std::int64_t));
   }
   FUSEDSTEP_HD double* chunk_sums(std::uint32_t t) const {
     return has_extras ? extra(t).chunk_sums : nullptr;
   }
 
   FUSEDSTEP_HD std::size_t scopes_begin() const { return num_rows * sizeof(RowRecord); }
-  FUSEDSTEP_HD std::size_t grads_begin() const {
+  FUSEDSTEP_HD std::size_t rows_size() const {
     return scopes_begin() + num_scopes * sizeof(ScopeRecord);
   }
-  FUSEDSTEP_HD std::size_t fast_size() const { return grads_begin() + num_tensors * sizeof(void*); }
+  FUSEDSTEP_HD std::size_t grads_size() const { return num_tensors * sizeof(void*); }
   FUSEDSTEP_HD std::size_t tensors_begin() const {
     return (num_tensors + 2) / 2 * 2 * sizeof(std::uint32_t);  // of 8 bytes
   }
@@ -121,8 +120,8 @@ struct Table {
 
  private:
   template <class T>
-  FUSEDSTEP_HD static const T* at(const unsigned char* part, std::size_t begin) {
-    return reinterpret_cast<const T*>(part + begin);
+  FUSEDSTEP_HD const T* at(int part, std::size_t begin) const {
+    return reinterpret_cast<const T*>(parts[part] + begin);
   }
 };
 
@@ -160,20 +159,24 @@ FUSEDSTEP_HD std::uint32_t scratch_of(std::uint32_t count) {
   return size;
 }
 
-/// What blocks tell each other; zero between launches.
+/// What blocks tell each other; counts are zero between launches.
 struct Control {
-  unsigned finished;  ///< blocks
+  unsigned finished;   ///< blocks
+  unsigned underflow;  ///< chunks of float64 that are not zero, but whose squares are
   int skipped;
 };
 
 /// The arguments of both kernels of a step, but for what of the table fits in behind it.
 struct Step {
-  Table table;                ///< null parts lie behind this
-  std::uint32_t slow_inline;  ///< where the slow part begins there
+  Table table;                             ///< null parts lie behind this:
+  std::uint32_t places[Table::num_parts];  ///< where they begin there
   std::uint32_t num_chunks;
   StepCall::Sums sums;
   bool settled;  ///< a first kernel has measured, and written `constants`
-  bool measures, given, joint, single_tree, wide, only_sum, skip_nonfinite, backward;
+  bool measures, given, joint, single_tree, wide, skip_nonfinite, backward;
+  bool only_sum;     ///< of squares, or
+  bool only_chunks;  ///< not even that: sums of chunks. Several such steps may run at once
+  bool large_trees;  ///< there may be scopes of more chunks than one warp sums
   double skip_norm;
   DeviceNumber found_inf, grad_scale;
   DeviceNumber given_norm;  ///< instead of those of the scopes

@@ -1,7 +1,6 @@
 #include <algorithm>
 #include <atomic>
 #include <cstring>
-#include <optional>
 
 #include "cuda/api.hpp"
 #include "cuda/kernels.hpp"
@@ -14,37 +13,74 @@ std::atomic<bool> backward{false};
 
 unsigned num_blocks(std::uint32_t chunks) { return std::max<unsigned>(chunks, 1); }
 
+bool all_have_sums(const StepCall& call) {
+  return std::all_of(call.tensors, call.tensors + call.num_tensors,
+                     [](const Tensor& tensor) { return tensor.chunk_sums != nullptr; });
+}
+
+/// Into memory of a graph, at once: then the graph consists of the step alone, and later steps do
+/// not disturb it. By another stream, as this one is being captured.
+const unsigned char* put_for_graph(const std::vector<std::uint64_t>& words, OfGraph& graph) {
+  const std::size_t bytes = words.size() * sizeof(std::uint64_t);
+  Memory memory(bytes);
+  const OwnStream stream;
+  check(
+      cudaMemcpyAsync(memory.as<void>(), words.data(), bytes, cudaMemcpyHostToDevice, stream.get()),
+      "cudaMemcpyAsync");
+  check(cudaStreamSynchronize(stream.get()), "cudaStreamSynchronize");
+  graph.tables.push_back(std::move(memory));
+  return graph.tables.back().as<unsigned char>();
+}
+
 }  // namespace
 
 bool set_backward(bool now) { return backward.exchange(now); }
 
-// --- tables in device memory ------------------------------------------------------------------
+// --- memory of the device ---------------------------------------------------------------------
 
-void SentPart::send_range(const std::vector<std::uint64_t>& words, std::size_t first,
-                          std::size_t last, cudaStream_t stream) {
-  constexpr std::size_t most = sizeof(Upload::words) / sizeof(std::uint64_t);
+/// Only what has changed.
+const unsigned char* SentPart::send(const std::vector<std::uint64_t>& words, cudaStream_t stream) {
+  if (buffer_.reserve(words.size() * sizeof(std::uint64_t))) sent_.clear();
+  const std::vector<std::uint64_t> sent = std::move(sent_);
+  sent_.clear();  // if sending fails, what is there is unknown
   Upload upload;
-  for (; first < last; first += upload.count) {
-    upload.to = buffer_.as<std::uint64_t>() + first;
-    upload.count = static_cast<std::uint32_t>(std::min(most, last - first));
-    std::memcpy(upload.words, words.data() + first, upload.count * sizeof(std::uint64_t));
-    launch(upload_kernel(), upload, 1, threads, stream, "the launch of an upload");
+  upload.to = buffer_.as<std::uint64_t>();
+  upload.count = 0;
+  const auto flush = [&] {
+    if (upload.count > 0)
+      launch(upload_kernel(), upload, 1, threads, stream, "the launch of an upload");
+    upload.count = 0;
+  };
+  for (std::size_t i = 0; i < words.size(); ++i) {
+    if (i < sent.size() && sent[i] == words[i]) continue;
+    upload.places[upload.count] = static_cast<std::uint32_t>(i);
+    upload.words[upload.count++] = words[i];
+    if (upload.count == Upload::most) flush();
   }
-}
-
-/// Of what has changed, from the first to the last of it: that is seldom much more than that.
-const unsigned char* SentPart::send(const std::vector<std::uint64_t>& words, bool keep_old,
-                                    cudaStream_t stream) {
-  if (buffer_.reserve(words.size() * sizeof(std::uint64_t), keep_old)) sent_.clear();
-  const std::size_t common = std::min(words.size(), sent_.size());
-  std::size_t first = 0, last = words.size();
-  while (first < common && words[first] == sent_[first]) ++first;
-  if (last <= sent_.size())
-    while (last > first && words[last - 1] == sent_[last - 1]) --last;
-  sent_.resize(first);  // if sending fails, what is there is unknown
-  send_range(words, first, last, stream);
+  flush();
   sent_ = words;
   return buffer_.as<unsigned char>();
+}
+
+void Scratch::place(Step& step) {
+  if (control_.size() == 0) {
+    Memory control(sizeof(Control));
+    control.clear();
+    control_ = std::move(control);
+  }
+  const std::uint32_t chunks = step.num_chunks;
+  const std::size_t scopes = step.table.num_scopes;
+  // A second look of one tensor must not overwrite the sums of its tree.
+  const std::size_t values = scratch_of(chunks) + (step.wide ? std::size_t{chunks} : 0);
+  constants_.reserve(step.table.num_rows * sizeof(RowConstants));
+  trees_.reserve(scopes * sizeof(Tree));
+  norms_.reserve(scopes * sizeof(double));
+  values_.reserve(values * sizeof(double));
+  step.control = control_.as<Control>();
+  step.constants = constants_.as<RowConstants>();
+  step.trees = trees_.as<Tree>();
+  step.norms = norms_.as<double>();
+  step.scratch = values_.as<double>();
 }
 
 // --- a step -----------------------------------------------------------------------------------
@@ -52,28 +88,25 @@ const unsigned char* SentPart::send(const std::vector<std::uint64_t>& words, boo
 Workspace::~Workspace() {
   try {
     const DeviceGuard guard(device_);
-    for (Buffer* buffer : {&constants_, &trees_, &norms_, &scratch_}) *buffer = Buffer();
-    fast_ = SentPart();
-    slow_ = SentPart();
-    captured_.clear();
-    control_ = Memory();
+    graphs_.clear();
+    scratch_ = Scratch();
+    for (SentPart& part : parts_) part = SentPart();
   } catch (const Error&) {  // the process ends, or the device is lost
   }
 }
 
 std::unique_ptr<Report> Workspace::step(const DeviceCall& call) {
   const DeviceGuard guard(device_);
+  const RelaxedCapture relaxed;  // memory may have to be allocated, whoever captures
   auto* const stream = static_cast<cudaStream_t>(call.stream);
-  const bool capturing = is_capturing(stream);
-  std::optional<RelaxedCapture> relaxed;
-  if (capturing) relaxed.emplace();
+  auto graph = is_capturing(stream) ? std::make_unique<OfGraph>() : nullptr;
   pack(call, packed_);
-  was_captured_ = was_captured_ || capturing;
-  std::unique_ptr<Report> report = make_report(call, capturing);
+  std::unique_ptr<Report> report = make_report(call, graph != nullptr);
   describe(call, *report);
-  place_scratch();
-  place_tables(stream, capturing);
+  (graph ? graph->scratch : scratch_).place(arguments_.step);
+  place_tables(graph.get(), stream);
   launch_kernels(call, stream);
+  if (graph) graphs_.push_back(std::move(graph));
   return report;
 }
 
@@ -103,7 +136,9 @@ void Workspace::describe(const DeviceCall& call, const Report& report) {
   step.joint = from.joint;
   step.single_tree = from.num_scopes == 1;
   step.wide = packed_.wide;
+  step.large_trees = packed_.large_trees;
   step.only_sum = call.only_sum;
+  step.only_chunks = call.only_sum && all_have_sums(from);
   step.skip_nonfinite = from.skip_nonfinite;
   step.backward = backward;
   step.skip_norm = from.skip_norm;
@@ -119,58 +154,21 @@ void Workspace::describe(const DeviceCall& call, const Report& report) {
   arguments_.step = step;
 }
 
-void Workspace::place_scratch() {
-  Step& step = arguments_.step;
-  if (control_.size() == 0) {
-    Memory control(sizeof(Control));
-    control.clear();
-    control_ = std::move(control);
-  }
-  const std::uint32_t chunks = step.num_chunks;
-  const std::size_t scopes = step.table.num_scopes;
-  // A second look of one tensor must not overwrite the sums of its tree.
-  const std::size_t scratch = scratch_of(chunks) + (step.wide ? std::size_t{chunks} : 0);
-  constants_.reserve(step.table.num_rows * sizeof(RowConstants), was_captured_);
-  trees_.reserve(scopes * sizeof(Tree), was_captured_);
-  norms_.reserve(scopes * sizeof(double), was_captured_);
-  scratch_.reserve(scratch * sizeof(double), was_captured_);
-  step.control = control_.as<Control>();
-  step.constants = constants_.as<RowConstants>();
-  step.trees = trees_.as<Tree>();
-  step.norms = norms_.as<double>();
-  step.scratch = scratch_.as<double>();
-}
-
 /// Puts what fits behind the arguments, first of all what changes often.
-void Workspace::place_tables(cudaStream_t stream, bool capturing) {
+void Workspace::place_tables(OfGraph* graph, cudaStream_t stream) {
   Step& step = arguments_.step;
   std::size_t used = 0;
-  const auto place = [&](const std::vector<std::uint64_t>& words, SentPart& sent) {
+  for (int k = 0; k < Table::num_parts; ++k) {
+    const std::vector<std::uint64_t>& words = packed_.parts[k];
     const std::size_t bytes = words.size() * sizeof(std::uint64_t);
     if (used + bytes <= sizeof arguments_.tables) {
-      std::memcpy(arguments_.tables + used, words.data(), bytes);
+      if (bytes > 0) std::memcpy(arguments_.tables + used, words.data(), bytes);
+      step.places[k] = static_cast<std::uint32_t>(used);
       used += bytes;
-      return static_cast<const unsigned char*>(nullptr);
+    } else {
+      step.table.parts[k] = graph ? put_for_graph(words, *graph) : parts_[k].send(words, stream);
     }
-    return capturing ? captured_part(words) : sent.send(words, was_captured_, stream);
-  };
-  step.table.fast = place(packed_.fast, fast_);
-  step.slow_inline = static_cast<std::uint32_t>(used);
-  step.table.slow = place(packed_.slow, slow_);
-}
-
-/// A graph gets a table of its own, once, so that it consists of the step alone and later steps do
-/// not disturb it. By another stream, as this one is being captured.
-const unsigned char* Workspace::captured_part(const std::vector<std::uint64_t>& words) {
-  const std::size_t bytes = words.size() * sizeof(std::uint64_t);
-  Memory memory(bytes);
-  const OwnStream stream;
-  check(
-      cudaMemcpyAsync(memory.as<void>(), words.data(), bytes, cudaMemcpyHostToDevice, stream.get()),
-      "cudaMemcpyAsync");
-  check(cudaStreamSynchronize(stream.get()), "cudaStreamSynchronize");
-  captured_.push_back(std::move(memory));
-  return captured_.back().as<unsigned char>();
+  }
 }
 
 void Workspace::launch_kernels(const DeviceCall& call, cudaStream_t stream) {

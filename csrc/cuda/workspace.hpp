@@ -7,15 +7,13 @@
 
 namespace fusedstep::cuda {
 
-/// Device memory that grows. What a captured graph may use is never given back before the end.
+/// Device memory that grows.
 class Buffer {
  public:
   /// Makes room; whether it had to grow, and lost what was in it. New memory is not cleared.
-  bool reserve(std::size_t bytes, bool keep_old) {
+  bool reserve(std::size_t bytes) {
     if (bytes <= memory_.size()) return false;
-    Memory larger(bytes + bytes / 2);
-    if (keep_old) old_.push_back(std::move(memory_));
-    memory_ = std::move(larger);
+    memory_ = Memory(bytes + bytes / 2);
     return true;
   }
   template <class T>
@@ -25,22 +23,34 @@ class Buffer {
 
  private:
   Memory memory_;
-  std::vector<Memory> old_;
 };
 
 /// A part of a table in device memory, and what was last sent there.
 class SentPart {
  public:
   /// Brings it up to date, in the order of the stream; returns where it is.
-  const unsigned char* send(const std::vector<std::uint64_t>& words, bool keep_old,
-                            cudaStream_t stream);
+  const unsigned char* send(const std::vector<std::uint64_t>& words, cudaStream_t stream);
 
  private:
-  void send_range(const std::vector<std::uint64_t>& words, std::size_t first, std::size_t last,
-                  cudaStream_t stream);
-
   Buffer buffer_;
   std::vector<std::uint64_t> sent_;
+};
+
+/// What the kernels of a step write and read again.
+class Scratch {
+ public:
+  /// Puts its addresses into a step, for which there is room then.
+  void place(Step& step);
+
+ private:
+  Memory control_;
+  Buffer constants_, trees_, norms_, values_;
+};
+
+/// What a captured graph has for itself: it may be replayed beside anything else.
+struct OfGraph {
+  Scratch scratch;
+  std::vector<Memory> tables;
 };
 
 /// What belongs to one sequence of steps. See DeviceApi.
@@ -53,20 +63,16 @@ class Workspace {
   std::unique_ptr<Report> step(const DeviceCall& call);
 
  private:
-  void place_tables(cudaStream_t stream, bool capturing);
-  const unsigned char* captured_part(const std::vector<std::uint64_t>& words);
-  void place_scratch();
+  void place_tables(OfGraph* graph, cudaStream_t stream);
   std::unique_ptr<Report> make_report(const DeviceCall& call, bool capturing);
   void describe(const DeviceCall& call, const Report& report);
   void launch_kernels(const DeviceCall& call, cudaStream_t stream);
 
   int device_;
   std::shared_ptr<ReportPool> pool_;
-  Memory control_;
-  Buffer constants_, trees_, norms_, scratch_;
-  SentPart fast_, slow_;
-  std::vector<Memory> captured_;  ///< tables of graphs
-  bool was_captured_ = false;
+  Scratch scratch_;
+  SentPart parts_[Table::num_parts];
+  std::vector<std::unique_ptr<OfGraph>> graphs_;
   Packed packed_;
   Arguments arguments_;
 };

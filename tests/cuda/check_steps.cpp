@@ -398,8 +398,8 @@ void check_large() {
   cuda::Packed packed;
   cuda::pack(call, packed);
   cuda::Table table = packed.table;
-  table.fast = reinterpret_cast<const unsigned char*>(packed.fast.data());
-  table.slow = reinterpret_cast<const unsigned char*>(packed.slow.data());
+  for (int k = 0; k < cuda::Table::num_parts; ++k)
+    table.parts[k] = reinterpret_cast<const unsigned char*>(packed.parts[k].data());
   const std::int64_t chunks = (numel + chunk_size - 1) / chunk_size;
   check(packed.num_chunks() == 2 * chunks, "chunks of large tensors");
   for (const std::int64_t chunk : {std::int64_t{0}, std::int64_t{1}, chunks / 2, chunks - 2}) {
