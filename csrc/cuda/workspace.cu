@@ -2,6 +2,7 @@
 #include <atomic>
 #include <cstring>
 #include <optional>
+#include <stdexcept>
 
 #include "cuda/api.hpp"
 #include "cuda/kernels.hpp"
@@ -13,6 +14,14 @@ namespace {
 std::atomic<bool> backward{false};
 
 unsigned num_blocks(std::uint32_t chunks) { return std::max<unsigned>(chunks, 1); }
+
+/// The kernels of rules with states cannot sum their results, for which nobody asks.
+void check_sums(const StepCall& step) {
+  if (step.sums != StepCall::Sums::of_results) return;
+  const auto has_states = [](const Tensor& tensor) { return tensor.slots[0].data != nullptr; };
+  if (std::any_of(step.tensors, step.tensors + step.num_tensors, has_states))
+    throw std::invalid_argument("sums of the results of a rule that has states");
+}
 
 }  // namespace
 
@@ -62,6 +71,7 @@ Workspace::~Workspace() {
 }
 
 std::unique_ptr<Report> Workspace::step(const DeviceCall& call) {
+  check_sums(call.step);
   const DeviceGuard guard(device_);
   auto* const stream = static_cast<cudaStream_t>(call.stream);
   const bool capturing = is_capturing(stream);
