@@ -33,7 +33,10 @@ __device__ __forceinline__ void update_chunk(const Step& step, const Table& tabl
   if constexpr (access == Access::float32) update_by_vectors<Uniform<float>, Rule>(constants, at);
   if constexpr (access == Access::float64) update_by_vectors<Uniform<double>, Rule>(constants, at);
   if constexpr (access == Access::mixed) update_by_vectors<Mixed, Rule>(constants, at);
-  if (step.sums == StepCall::Sums::of_results) report_sum(table, t, at);
+  // Only of such rules (workspace.cu): it would be half of the code of every kernel.
+  if constexpr (num_slots<Rule> == 0) {
+    if (step.sums == StepCall::Sums::of_results) report_sum<access>(table, t, at);
+  }
 }
 
 /// One chunk per block. `Rows` is Tag<Rule> or the list of rules.

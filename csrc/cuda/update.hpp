@@ -266,10 +266,19 @@ __device__ __forceinline__ void update_any(const RowConstants& row, const Tensor
 }
 
 /// The sum of squares of the new parameters, which are in cache.
+template <Access access>
 __device__ __forceinline__ void report_sum(const Table& table, std::uint32_t t, const Buffers& at) {
   __syncthreads();
   const std::int64_t k = at.begin / chunk_size;
-  const double sum = sum_chunk({at.param.data, nullptr, 0, at.param.dtype, at.count});
+  const GradChunk param{at.param.data, nullptr, 0, at.param.dtype, at.count};
+  double sum;
+  if constexpr (access == Access::float32) {
+    sum = sum_dense<float>(param);
+  } else if constexpr (access == Access::float64) {
+    sum = sum_dense<double>(param);
+  } else {
+    sum = sum_chunk(param);
+  }
   if (threadIdx.x == 0) table.chunk_sums(t)[k] = sum;
 }
 

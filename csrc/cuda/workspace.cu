@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstring>
+#include <stdexcept>
 
 #include "cuda/api.hpp"
 #include "cuda/kernels.hpp"
@@ -30,6 +31,14 @@ const unsigned char* put_for_graph(const std::vector<std::uint64_t>& words, OfGr
   check(cudaStreamSynchronize(stream.get()), "cudaStreamSynchronize");
   graph.tables.push_back(std::move(memory));
   return graph.tables.back().as<unsigned char>();
+}
+
+/// The kernels of rules with states cannot sum their results, for which nobody asks.
+void check_sums(const StepCall& step) {
+  if (step.sums != StepCall::Sums::of_results) return;
+  const auto has_states = [](const Tensor& tensor) { return tensor.slots[0].data != nullptr; };
+  if (std::any_of(step.tensors, step.tensors + step.num_tensors, has_states))
+    throw std::invalid_argument("sums of the results of a rule that has states");
 }
 
 }  // namespace
@@ -96,6 +105,7 @@ Workspace::~Workspace() {
 }
 
 std::unique_ptr<Report> Workspace::step(const DeviceCall& call) {
+  check_sums(call.step);
   const DeviceGuard guard(device_);
   const RelaxedCapture relaxed;  // memory may have to be allocated, whoever captures
   auto* const stream = static_cast<cudaStream_t>(call.stream);
