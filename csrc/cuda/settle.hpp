@@ -13,14 +13,16 @@ namespace fusedstep::cuda {
 /// True in the block that comes here last; it sees everything that the others have written.
 __device__ __forceinline__ bool is_last_block(Control* control) {
   __shared__ bool last;
-  __threadfence();
   __syncthreads();
   if (threadIdx.x == 0) {
+    // The fences of the thread that counts: they order what its block did before, and does after,
+    // the barriers around them.
+    __threadfence();
     last = atomicAdd(&control->finished, 1u) == gridDim.x - 1;
     if (last) control->finished = 0;
+    __threadfence();
   }
   __syncthreads();
-  if (last) __threadfence();
   return last;
 }
 
