@@ -150,7 +150,8 @@ def check_gpus_are_found_or_missed() -> None:
         fs.fused_sgd_step(array, np.ones(1, F), lr=LR)
     except RuntimeError as error:
         message = str(error)
-    assert "params" in message, message or "accepted"
+    assert message.startswith("params "), message or "accepted"
+    assert status.why in message
     assert array.number.value == 1.0
 
 

@@ -9,9 +9,9 @@ from typing import Any
 from exact import Array
 
 CPU, CUDA = 1, 2
-INT, UINT, FLOAT, BFLOAT, COMPLEX = 0, 1, 2, 4, 5
+INT, UINT, FLOAT, BFLOAT, COMPLEX, BOOL = 0, 1, 2, 4, 5, 6
 READ_ONLY, IS_COPIED = 1, 2
-CODES = {"f": FLOAT, "V": BFLOAT, "i": INT, "u": UINT, "c": COMPLEX, "b": UINT}
+CODES = {"f": FLOAT, "V": BFLOAT, "i": INT, "u": UINT, "c": COMPLEX, "b": BOOL}
 
 
 class Device(ctypes.Structure):

@@ -132,7 +132,7 @@ PRODUCERS: dict[str, Case] = {
     "gradient without memory": (lambda: {"params": ones(), "grads": producers.Odd(ones(), data=None)}, BufferError, r"grads: a .*Odd without memory of its own"),
     "no memory but an offset": (lambda: {"params": producers.Odd(ones(), data=None, byte_offset=64), "grads": ones()}, BufferError, r"params: a .*Odd without memory of its own"),
     "stride zero": (lambda: {"params": producers.Odd(ones(), strides=(0,)), "grads": ones()}, ValueError, r"params is not dense"),
-    "on a GPU": (lambda: {"params": producers.Odd(ones(), device=producers.CUDA), "grads": ones()}, RuntimeError, r"params is not in CPU memory"),
+    "on a GPU": (lambda: {"params": producers.Odd(ones(), device=producers.CUDA), "grads": ones()}, RuntimeError, r"params is on cuda:0, which cannot be used"),
     "consumed capsule": (lambda: {"params": producers.Odd(ones(), name=b"used_dltensor_versioned"), "grads": ones()}, BufferError, r"params: __dlpack__ gave no DLPack capsule, or a consumed one"),
     "refuses": (lambda: {"params": producers.Broken(BufferError("donated")), "grads": ones()}, BufferError, r"params: a .*Broken that does not hand out its memory: donated"),
     "fails": (lambda: {"params": ones(), "grads": producers.Broken(RuntimeError("deleted\nbacktrace"))}, TypeError, r"grads: a .*Broken .*: deleted$"),

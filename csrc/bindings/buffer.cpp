@@ -2,8 +2,7 @@
 
 #include <pybind11/numpy.h>
 
-#include <memory>
-#include <unordered_map>
+#include "bindings/stream.hpp"
 
 namespace fusedstep::bindings {
 
@@ -12,89 +11,6 @@ namespace {
 constexpr int numpy_writeable = 0x0400;  // NPY_ARRAY_WRITEABLE
 constexpr const char* supported = " is not supported; use float32, float64, float16 or bfloat16";
 
-// ---- type cache -------------------------------------------------------------------------------
-
-py::object& producer_lookup() {
-  static auto* lookup = new py::object();  // leaked: outlives the interpreter's teardown order
-  return *lookup;
-}
-
-/// The exchange table of our major version, or null. Tables live for ever.
-const DLPackExchangeAPI* exchange_table(PyTypeObject* type) {
-  PyObject* capsule =
-      PyObject_GetAttrString(reinterpret_cast<PyObject*>(type), "__dlpack_c_exchange_api__");
-  if (capsule == nullptr) {
-    if (!PyErr_ExceptionMatches(PyExc_AttributeError)) throw py::error_already_set();
-    PyErr_Clear();
-    return nullptr;
-  }
-  const py::object owner = py::reinterpret_steal<py::object>(capsule);
-  if (!PyCapsule_IsValid(capsule, "dlpack_exchange_api")) return nullptr;
-  auto* header =
-      static_cast<DLPackExchangeAPIHeader*>(PyCapsule_GetPointer(capsule, "dlpack_exchange_api"));
-  while (header != nullptr && header->version.major != DLPACK_MAJOR_VERSION) {
-    header = header->prev_api;
-  }
-  return reinterpret_cast<const DLPackExchangeAPI*>(header);
-}
-
-bool is_number(PyTypeObject* type) {
-  if (PyType_IsSubtype(type, &PyFloat_Type) || PyType_IsSubtype(type, &PyLong_Type)) return true;
-  static PyObject* const generic =
-      py::module_::import("numpy").attr("generic").cast<py::object>().release().ptr();
-  return PyType_IsSubtype(type, reinterpret_cast<PyTypeObject*>(generic)) != 0;
-}
-
-/// torch before 2.10 has no exchange table, and its `__dlpack__` refuses parameters.
-PyObject* torch_capsule_function() {
-  const py::dict modules = py::module_::import("sys").attr("modules");
-  if (!modules.contains("torch")) return nullptr;
-  return py::getattr(modules["torch"].attr("_C"), "_to_dlpack", py::none()).release().ptr();
-}
-
-Producer::Door door_of(Producer& producer, PyTypeObject* type, bool torch) {
-  using Door = Producer::Door;
-  const py::handle handle(reinterpret_cast<PyObject*>(type));
-  auto* numpy_array = py::detail::npy_api::get().PyArray_Type_;
-  if (PyType_IsSubtype(type, numpy_array)) return Door::numpy;
-  if (is_number(type)) return Door::number;
-  producer.exchange = exchange_table(type);
-  if (producer.exchange != nullptr) return Door::exchange;
-  if (torch) producer.function = torch_capsule_function();
-  if (producer.function != nullptr && producer.function != Py_None) return Door::function;
-  if (py::hasattr(handle, "__dlpack__")) return Door::dlpack;
-  const bool text = PyType_IsSubtype(type, &PyBytes_Type) != 0;
-  const auto* protocol = type->tp_as_buffer;
-  if (!text && protocol != nullptr && protocol->bf_getbuffer != nullptr) return Door::protocol;
-  return Door::none;
-}
-
-PyObject* optional(const py::object& entry, const char* attribute) {
-  PyObject* value = entry.attr(attribute).cast<py::object>().release().ptr();
-  return value == Py_None ? nullptr : value;
-}
-
-std::unique_ptr<Producer> make_producer(PyTypeObject* type) {
-  auto producer = std::make_unique<Producer>();
-  Py_INCREF(type);
-  producer->type = type;
-  const py::handle handle(reinterpret_cast<PyObject*>(type));
-  // A subclass of a user's own counts as torch's: it inherits the tensor and its duties.
-  const bool torch = py::hasattr(handle, "is_neg") && py::hasattr(handle, "_version");
-  producer->door = door_of(*producer, type, torch);
-  if (producer->door == Producer::Door::none) return producer;
-  for (const auto base : handle.attr("__mro__")) {
-    const auto home = static_cast<std::string>(py::str(base.attr("__module__")));
-    producer->masked = producer->masked || home.rfind("numpy.ma", 0) == 0;
-  }
-  if (torch) producer->is_negated = handle.attr("is_neg").cast<py::object>().release().ptr();
-  const py::object entry = producer_lookup()(handle);
-  producer->immutable = entry.attr("immutable").cast<bool>();
-  producer->after_write = optional(entry, "after_write");
-  producer->zeros_like = optional(entry, "zeros_like");
-  return producer;
-}
-
 // ---- element types ----------------------------------------------------------------------------
 
 [[noreturn]] void unsupported_dtype(const Place& place, const std::string& dtype) {
@@ -102,7 +18,7 @@ std::unique_ptr<Producer> make_producer(PyTypeObject* type) {
 }
 
 /// NumPy's own numbers of its types; bfloat16 is a user type whose number is given at run time.
-Scalar numpy_scalar(PyObject* descr, const Place& place) {
+Scalar numpy_scalar(PyObject* descr, const Place& place, bool integers) {
   const auto* proxy = py::detail::array_descriptor_proxy(descr);
   const bool swapped = proxy->byteorder == (PY_BIG_ENDIAN ? '<' : '>');
   static int bfloat16_number = -1;
@@ -116,6 +32,15 @@ Scalar numpy_scalar(PyObject* descr, const Place& place) {
       default: break;
     }
     if (proxy->type_num == bfloat16_number) return Scalar::bfloat16;
+    if (integers) {
+      switch (proxy->type_num) {
+        case 0: return Scalar::boolean;
+        case 5: return Scalar::int32;
+        case 7:  // long; where it has 32 bits we do not build
+        case 9: return Scalar::int64;
+        default: break;
+      }
+    }
   }
   const auto name = static_cast<std::string>(py::str(py::handle(descr)));
   if (name != "bfloat16" || swapped) unsupported_dtype(place, name);
@@ -131,13 +56,16 @@ std::string dlpack_name(DLDataType dtype) {
   return code + std::to_string(dtype.bits) + (dtype.lanes > 1 ? " in vectors" : "");
 }
 
-Scalar dlpack_scalar(DLDataType dtype, const Place& place) {
+Scalar dlpack_scalar(DLDataType dtype, const Place& place, bool integers) {
   if (dtype.lanes == 1) {
     if (dtype.code == kDLFloat && dtype.bits == 32) return Scalar::float32;
     if (dtype.code == kDLFloat && dtype.bits == 64) return Scalar::float64;
     if (dtype.code == kDLFloat && dtype.bits == 16) return Scalar::float16;
     if (dtype.code == kDLBfloat && dtype.bits == 16) return Scalar::bfloat16;
     if (dtype.code == kDLInt && dtype.bits == 8) return Scalar::int8;
+    if (integers && dtype.code == kDLInt && dtype.bits == 32) return Scalar::int32;
+    if (integers && dtype.code == kDLInt && dtype.bits == 64) return Scalar::int64;
+    if (integers && dtype.code == kDLBool && dtype.bits == 8) return Scalar::boolean;
   }
   unsupported_dtype(place, dlpack_name(dtype));
 }
@@ -179,27 +107,47 @@ void set_layout(const Extent* shape, const Extent* strides, std::int64_t unit, B
   }
 }
 
-void import_numpy(PyObject* object, const Place& place, Buffer& out) {
+void import_numpy(PyObject* object, const Place& place, bool integers, Buffer& out) {
   const auto* array = py::detail::array_proxy(object);
   if (out.producer->masked) {
     fail(PyExc_TypeError, place, " is a masked array, whose mask would be ignored; pass its .data");
   }
-  out.scalar = numpy_scalar(array->descr, place);
+  out.scalar = numpy_scalar(array->descr, place, integers);
   out.data = array->data;
   out.readonly = (array->flags & numpy_writeable) == 0;
   set_ndim(array->nd, place, out);
   set_layout(array->dimensions, array->strides, 1, out);
 }
 
-void import_dltensor(const DLTensor& tensor, const Place& place, Buffer& out) {
-  const auto device = tensor.device.device_type;
-  if (device != kDLCPU && device != kDLCUDAHost && device != kDLROCMHost) {
-    fail(PyExc_RuntimeError, place,
-         " is not in CPU memory (DLPack device type " + std::to_string(device) +
-             "); this build of fusedstep has no backend for it");
+Device device_of(const DLDevice& device, const Place& place) {
+  switch (device.device_type) {
+    case kDLCPU:
+    case kDLCUDAHost:
+    case kDLROCMHost: return {};
+    case kDLCUDA:
+    case kDLCUDAManaged: return {Device::Type::cuda, device.device_id};
+    default: break;
   }
-  out.scalar = dlpack_scalar(tensor.dtype, place);
+  fail(PyExc_RuntimeError, place,
+       " is not in CPU memory (DLPack device type " + std::to_string(device.device_type) +
+           "); this build of fusedstep has no backend for it");
+}
+
+/// The kernels of a device read whole elements.
+void check_alignment(const Buffer& buffer, const Place& place) {
+  const std::int64_t size = size_of(buffer.scalar);
+  if (reinterpret_cast<std::uintptr_t>(buffer.data) % static_cast<std::uintptr_t>(size) == 0)
+    return;
+  fail(PyExc_BufferError, place,
+       ": an array on a device has to be aligned to its elements of " + std::to_string(size) +
+           " bytes; copy it");
+}
+
+void import_dltensor(const DLTensor& tensor, const Place& place, bool integers, Buffer& out) {
+  out.device = device_of(tensor.device, place);
+  out.scalar = dlpack_scalar(tensor.dtype, place, integers);
   out.data = static_cast<char*>(tensor.data) + (tensor.data != nullptr ? tensor.byte_offset : 0);
+  if (!out.device.is_cpu()) check_alignment(out, place);
   set_ndim(tensor.ndim, place, out);
   set_layout(tensor.shape, tensor.strides, size_of(out.scalar), out);
 }
@@ -234,7 +182,8 @@ void delete_managed(PyObject* capsule) {
   if (managed->deleter != nullptr) managed->deleter(managed);
 }
 
-void import_exchange(PyObject* object, const Place& place, Owners& owners, Buffer& out) {
+void import_exchange(PyObject* object, const Place& place, Owners& owners, bool integers,
+                     Buffer& out) {
   const DLPackExchangeAPI& api = *out.producer->exchange;
   if (api.dltensor_from_py_object_no_sync != nullptr) {
     DLTensor tensor;
@@ -242,7 +191,7 @@ void import_exchange(PyObject* object, const Place& place, Owners& owners, Buffe
       py::error_already_set error;
       export_failed(error, place, object);
     }
-    return import_dltensor(tensor, place, out);
+    return import_dltensor(tensor, place, integers, out);
   }
   DLManagedTensorVersioned* managed = nullptr;
   owners.keep(exporting(object, place, [&]() -> PyObject* {
@@ -250,12 +199,13 @@ void import_exchange(PyObject* object, const Place& place, Owners& owners, Buffe
     return PyCapsule_New(managed, "managed", delete_managed);
   }));
   out.readonly = (managed->flags & DLPACK_FLAG_BITMASK_READ_ONLY) != 0;
-  import_dltensor(managed->dl_tensor, place, out);
+  import_dltensor(managed->dl_tensor, place, integers, out);
 }
 
 /// We never consume a capsule (rename it): as long as it is kept it keeps the memory, and its own
 /// destructor gives the memory back.
-void import_capsule(py::object capsule, const Place& place, Owners& owners, Buffer& out) {
+void import_capsule(py::object capsule, const Place& place, Owners& owners, bool integers,
+                    Buffer& out) {
   PyObject* raw = capsule.ptr();
   owners.keep(std::move(capsule));
   if (PyCapsule_IsValid(raw, "dltensor_versioned")) {
@@ -268,27 +218,52 @@ void import_capsule(py::object capsule, const Place& place, Owners& owners, Buff
     constexpr std::uint64_t not_ours =
         DLPACK_FLAG_BITMASK_READ_ONLY | DLPACK_FLAG_BITMASK_IS_COPIED;
     out.readonly = (managed->flags & not_ours) != 0;
-    return import_dltensor(managed->dl_tensor, place, out);
+    return import_dltensor(managed->dl_tensor, place, integers, out);
   }
   if (!PyCapsule_IsValid(raw, "dltensor")) {
     fail(PyExc_BufferError, place, ": __dlpack__ gave no DLPack capsule, or a consumed one");
   }
-  import_dltensor(
-      static_cast<const DLManagedTensor*>(PyCapsule_GetPointer(raw, "dltensor"))->dl_tensor, place,
-      out);
+  const auto* managed = static_cast<const DLManagedTensor*>(PyCapsule_GetPointer(raw, "dltensor"));
+  import_dltensor(managed->dl_tensor, place, integers, out);
 }
 
-PyObject* call_dlpack(PyObject* object) {
+/// The device of an array that is only known by `__dlpack__`. Other devices than CUDA's are found
+/// out when the array is imported.
+Device announced_device(PyObject* object) {
+  const py::object method = py::getattr(object, "__dlpack_device__", py::none());
+  if (method.is_none()) return {};
+  const py::object pair = method();
+  const bool fits = PyTuple_Check(pair.ptr()) && PyTuple_GET_SIZE(pair.ptr()) == 2;
+  if (!fits) throw py::type_error("__dlpack_device__ gave no pair");
+  const int type = py::cast<int>(py::int_(py::object(pair[py::int_(0)])));
+  if (type != kDLCUDA && type != kDLCUDAManaged) return {};
+  return {Device::Type::cuda, py::cast<int>(py::int_(py::object(pair[py::int_(1)])))};
+}
+
+/// A stream is only named to devices: NumPy's kind wants none.
+py::dict dlpack_options(PyObject* object, const Producer& producer, StreamChoice* choice) {
+  py::dict options;
+  const Device device = announced_device(object);
+  if (device.is_cpu()) return options;
+  options["stream"] =
+      choice != nullptr ? choice->requested_of(object, producer, device.id) : std::intptr_t{-1};
+  return options;
+}
+
+PyObject* call_dlpack(PyObject* object, const Producer& producer, StreamChoice* choice) {
   const py::object method = py::handle(object).attr("__dlpack__");
+  const py::dict old_options = dlpack_options(object, producer, choice);
+  const py::dict options(old_options.attr("copy")());
+  options["max_version"] = py::make_tuple(1, 3);
   try {
-    return method(py::arg("max_version") = py::make_tuple(1, 3)).release().ptr();
+    return method(**options).release().ptr();
   } catch (py::error_already_set& error) {
     const auto text = static_cast<std::string>(py::str(error.value()));
     const bool old = text.find("max_version") != std::string::npos ||
                      text.find("keyword argument") != std::string::npos;
     if (!error.matches(PyExc_TypeError) || !old) throw;
   }
-  return PyObject_CallNoArgs(method.ptr());  // a producer from before DLPack 1.0
+  return method(**old_options).release().ptr();  // a producer from before DLPack 1.0
 }
 
 void import_protocol(PyObject* object, const Place& place, Owners& owners, Buffer& out) {
@@ -310,23 +285,25 @@ void import_protocol(PyObject* object, const Place& place, Owners& owners, Buffe
 void import_number(PyObject* object, const Place& place, Owners& owners, Buffer& out) {
   py::object array = py::module_::import("numpy").attr("asarray")(py::handle(object));
   if (PyLong_Check(object)) array = array.attr("astype")("float64");
-  import_numpy(array.ptr(), place, out);
+  import_numpy(array.ptr(), place, false, out);
   out.readonly = true;
   owners.keep(std::move(array));
 }
 
-void enter(PyObject* object, const Place& place, Owners& owners, Buffer& out) {
+void enter(PyObject* object, const Place& place, Owners& owners, const ImportOptions& options,
+           Buffer& out) {
   using Door = Producer::Door;
+  const bool integers = options.integers;
   switch (out.producer->door) {
-    case Door::numpy: return import_numpy(object, place, out);
-    case Door::exchange: return import_exchange(object, place, owners, out);
+    case Door::numpy: return import_numpy(object, place, integers, out);
+    case Door::exchange: return import_exchange(object, place, owners, integers, out);
     case Door::function: {
       auto call = [&] { return PyObject_CallOneArg(out.producer->function, object); };
-      return import_capsule(exporting(object, place, call), place, owners, out);
+      return import_capsule(exporting(object, place, call), place, owners, integers, out);
     }
     case Door::dlpack: {
-      auto call = [&] { return call_dlpack(object); };
-      return import_capsule(exporting(object, place, call), place, owners, out);
+      auto call = [&] { return call_dlpack(object, *out.producer, options.stream); };
+      return import_capsule(exporting(object, place, call), place, owners, integers, out);
     }
     case Door::protocol: return import_protocol(object, place, owners, out);
     case Door::number: return import_number(object, place, owners, out);
@@ -349,44 +326,34 @@ void refuse_negated(PyObject* object, const Place& place, const Buffer& buffer) 
 }  // namespace
 
 const char* name_of(Scalar scalar) {
-  static const char* const names[] = {"float16", "bfloat16",   "float32",
-                                      "float64", "longdouble", "int8"};
+  static const char* const names[] = {"float16", "bfloat16", "float32", "float64", "longdouble",
+                                      "int8",    "int32",    "int64",   "bool"};
   return names[static_cast<int>(scalar)];
 }
 
 std::int64_t size_of(Scalar scalar) {
-  static constexpr std::int64_t sizes[] = {2, 2, 4, 8, sizeof(long double), 1};
+  static constexpr std::int64_t sizes[] = {2, 2, 4, 8, sizeof(long double), 1, 4, 8, 1};
   return sizes[static_cast<int>(scalar)];
 }
 
-void set_producer_lookup(py::object lookup) { producer_lookup() = std::move(lookup); }
-
-const Producer& producer_of(PyObject* object) {
-  static auto* cache = new std::unordered_map<PyTypeObject*, std::unique_ptr<Producer>>();
-  static const Producer* last = nullptr;  // the GIL guards both
-  PyTypeObject* const type = Py_TYPE(object);
-  if (last != nullptr && last->type == type) return *last;
-  auto found = cache->find(type);
-  if (found == cache->end()) {
-    auto made = make_producer(type);  // runs Python code: the cache may change meanwhile
-    found = cache->try_emplace(type, std::move(made)).first;
-  }
-  last = found->second.get();
-  return *last;
-}
+std::string Device::spell() const { return is_cpu() ? "cpu" : "cuda:" + std::to_string(id); }
 
 void import_buffer(PyObject* object, const Place& place, Owners& owners, Buffer& out,
-                   const void* plain_at) {
+                   const ImportOptions& options) {
   out.producer = &producer_of(object);
+  out.device = {};
   out.readonly = false;
-  enter(object, place, owners, out);
+  enter(object, place, owners, options, out);
+  if (!out.device.is_cpu() && options.stream != nullptr) {
+    options.stream->meet(object, *out.producer, out.device.id);
+  }
   if (out.numel > 0 && out.data == nullptr) {
     fail(PyExc_BufferError, place,
          ": a " + type_name(Py_TYPE(object)) +
              " without memory of its own (a wrapper, fake or distributed tensor?); pass the "
              "tensor that it holds");
   }
-  if (out.producer->is_negated != nullptr && out.data != plain_at) {
+  if (out.producer->is_negated != nullptr && out.data != options.plain_at) {
     refuse_negated(object, place, out);
   }
   if (out.producer->immutable) out.readonly = true;

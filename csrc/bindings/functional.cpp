@@ -6,6 +6,7 @@
 #include <limits>
 
 #include "bindings/call.hpp"
+#include "bindings/device_result.hpp"
 #include "bindings/result.hpp"
 #include "bindings/tree.hpp"
 
@@ -24,6 +25,7 @@ struct Arguments {
   Arguments(int rule, py::handle params_, py::handle grads_, const py::tuple& states_,
             py::handle copy_)
       : slots(cpu::rule_infos().at(static_cast<std::size_t>(rule)).slots),
+        scalars(cpu::rule_infos().at(static_cast<std::size_t>(rule)).scalars),
         params(as_tree(params_)),
         grads(as_tree(grads_)),
         copies(as_tree(copy_)) {
@@ -48,12 +50,14 @@ struct Arguments {
   }
 
   std::string spell(std::size_t leaf, Role role, int slot) const {
+    if (role == Role::scalar) return scalars[static_cast<std::size_t>(slot)];
     const char* const names[] = {params_name, grads_name, copy_name,
                                  role == Role::state ? slots[static_cast<std::size_t>(slot)] : ""};
     return spell_leaf(params, names[static_cast<int>(role)], leaf);
   }
 
   const std::vector<const char*>& slots;
+  const std::vector<const char*>& scalars;
   py::object params, grads, copies;
   std::vector<py::object> states;
   Forest forest;
@@ -80,6 +84,8 @@ class Filler final : public LeafVisitor {
   }
 
   std::size_t count() const { return count_; }
+  /// The rows of leaves with and without state, where there are any; the number of rows.
+  int num_rows() const { return (rows_[0] >= 0 ? 1 : 0) + (rows_[1] >= 0 ? 1 : 0); }
 
  private:
   std::uint32_t row(bool first) {
@@ -96,14 +102,19 @@ class Filler final : public LeafVisitor {
   std::int64_t rows_[2] = {-1, -1};
 };
 
-std::size_t fill(Call& call, const Arguments& arguments, const RowSpec& spec,
-                 const Progress& progress) {
+/// How many leaves there are, and rows.
+struct Filled {
+  std::size_t leaves;
+  int rows;
+};
+
+Filled fill(Call& call, const Arguments& arguments, const RowSpec& spec, const Progress& progress) {
   Filler filler(call, arguments, spec, progress);
   walk(arguments.forest, filler);
   if (filler.count() == 0) {
     throw py::value_error("params is empty (an exhausted generator?)");
   }
-  return filler.count();
+  return {filler.count(), filler.num_rows()};
 }
 
 /// The tree of one slot after the step: what was passed, or a tree with the created buffers in it.
@@ -134,46 +145,119 @@ py::object state_after(const Arguments& arguments, const Call& call, std::size_t
   return rebuild(arguments.params, buffers);
 }
 
-/// The step to be taken, from the scalars (steps applied, product so far) of a rule.
-Progress parse_scalars(const py::tuple& scalars) {
-  Progress progress{1, false, 1.0};
-  if (scalars.size() > 0) progress.step = py::cast<std::int64_t>(scalars[0]) + 1;
-  if (scalars.size() > 1) progress.product = py::cast<double>(scalars[1]);
-  return progress;
+/// The scalars of a rule, (steps applied, product so far), as they were passed.
+class Scalars {
+ public:
+  explicit Scalars(const py::tuple& given) : given_(given) {}
+
+  /// Those of the step to be taken; an array in place of a number stays what it is.
+  Progress progress() const {
+    Progress progress{1, false, 1.0};
+    if (is_number(0)) progress.step = py::cast<std::int64_t>(given_[0]) + 1;
+    if (is_number(1)) progress.product = py::cast<double>(given_[1]);
+    return progress;
+  }
+
+  /// Tells a call on a device of the arrays among them. On the CPU they are numbers (see codegen).
+  void add_to(Call& call, const std::vector<const char*>& names, int rows) const {
+    if (is_plain()) return;
+    DeviceNumber numbers[max_scalars] = {};
+    for (std::size_t k = 0; k < given_.size(); ++k) {
+      if (is_number(k)) mixed(names);
+      numbers[k] = call.add_number(py::object(given_[k]).ptr(), {names[k], nullptr}, int(k));
+    }
+    for (int row = 0; row < rows; ++row) {
+      call.set_numbers(static_cast<std::uint32_t>(row), numbers[0], numbers[1], row == 0);
+    }
+  }
+
+  /// After the step of `row`, if it was applied.
+  void put_into(py::dict& state, const Row& row, bool applied) const {
+    const auto& names = cpu::rule_infos()[static_cast<std::size_t>(row.rule)].scalars;
+    for (std::size_t k = 0; k < names.size(); ++k) {
+      state[names[k]] = given_[k];
+      if (!applied || !is_number(k)) continue;
+      state[names[k]] = k == 0 ? py::object(py::int_(row.progress.step))
+                               : py::object(py::float_(cpu::product_after(row)));
+    }
+  }
+
+  /// No arrays are among them.
+  bool is_plain() const {
+    bool plain = true;
+    for (std::size_t k = 0; k < given_.size(); ++k) plain = plain && is_number(k);
+    return plain;
+  }
+  bool empty() const { return given_.empty(); }
+
+ private:
+  bool is_number(std::size_t k) const {
+    if (k >= given_.size()) return false;
+    PyObject* const item = PyTuple_GET_ITEM(given_.ptr(), static_cast<Py_ssize_t>(k));
+    return PyLong_Check(item) || PyFloat_Check(item);
+  }
+
+  [[noreturn]] static void mixed(const std::vector<const char*>& names) {
+    throw py::type_error(std::string(names[0]) + " and " + names[1] +
+                         ": pass both as arrays on the device, or both as numbers");
+  }
+
+  const py::tuple& given_;
+};
+
+/// The state after a step. A skipped first step has not happened: its state is not handed out.
+py::dict state_of(const Arguments& arguments, const Call& call, const Scalars& scalars,
+                  const Row& row, std::size_t leaves, bool applied) {
+  py::dict state;
+  scalars.put_into(state, row, applied);
+  for (std::size_t k = 0; k < arguments.slots.size(); ++k) {
+    state[arguments.slots[k]] =
+        applied ? state_after(arguments, call, k, leaves) : arguments.states[k];
+  }
+  return state;
 }
 
-/// The scalars after the step of `row`.
-void add_scalars(const Row& row, py::dict& state) {
-  const auto& names = cpu::rule_infos()[static_cast<std::size_t>(row.rule)].scalars;
-  if (names.size() > 0) state[names[0]] = row.progress.step;
-  if (names.size() > 1) state[names[1]] = cpu::product_after(row);
+py::object launch(Call& call, const Arguments& arguments, const Scalars& scalars,
+                  const RowSpec& spec, const Policy& policy, const Filled& filled,
+                  const Speller& spell) {
+  const bool raises = policy.on_nonfinite == OnNonfinite::raise;
+  if (raises) {
+    refuse_capture(call.gpu(), call.stream(), "on_nonfinite='raise' cannot read a result");
+  }
+  Launched launched = call.launch(Workspace::of_functions(call.gpu(), call.stream()), nullptr);
+  if (raises && launched.report) call.wait(launched, spell);
+  call.tell_producers();
+  const bool matters = !call.created().empty() || (!scalars.empty() && scalars.is_plain());
+  const auto state = [&](bool applied) {
+    return state_of(arguments, call, scalars, spec.row, filled.leaves, applied);
+  };
+  const py::dict applied = state(true);
+  return make_device_result(std::move(launched), applied, matters ? state(false) : applied, raises);
 }
 
 py::object step(int rule, py::handle params, py::handle grads, const py::tuple& states,
-                const py::tuple& scalars, py::handle row, py::handle policy, py::handle grad_norm,
-                py::handle param_copy) {
+                const py::tuple& given_scalars, py::handle row, py::handle policy,
+                py::handle grad_norm, py::handle param_copy, py::handle found_inf,
+                py::handle stream) {
   RowSpec spec = parse_row(rule, row);
-  spec.row.progress = parse_scalars(scalars);
+  const Scalars scalars(given_scalars);
+  spec.row.progress = scalars.progress();
   const Arguments arguments(rule, params, grads, states, param_copy);
-  const Call::Handle call = Call::make();
-  const std::size_t leaves = fill(*call, arguments, spec, spec.row.progress);
-  StepReport report = call->run(
-      parse_policy(policy), grad_norm, leaves,
-      [&](std::size_t leaf, Role role, int slot) { return arguments.spell(leaf, role, slot); });
+  const Call::Handle call = Call::make(stream);
+  const Filled filled = fill(*call, arguments, spec, spec.row.progress);
+  const Speller spell = [&](std::size_t leaf, Role role, int slot) {
+    return arguments.spell(leaf, role, slot);
+  };
+  const StepArguments options{parse_policy(policy), grad_norm, found_inf, py::none()};
+  scalars.add_to(*call, arguments.scalars, filled.rows);
+  call->prepare(options, filled.leaves, spell);
+  if (!call->device().is_cpu()) {
+    return launch(*call, arguments, scalars, spec, options.policy, filled, spell);
+  }
+  const StepReport report = call->run(spell);
   if (!report.skipped) call->tell_producers();
-  py::dict state;
-  if (report.skipped) {
-    const auto& names = cpu::rule_infos()[static_cast<std::size_t>(rule)].scalars;
-    for (std::size_t k = 0; k < names.size(); ++k) state[names[k]] = scalars[k];
-  } else {
-    add_scalars(spec.row, state);
-  }
-  for (std::size_t k = 0; k < arguments.slots.size(); ++k) {
-    // A skipped first step has not happened: its state is not handed out.
-    state[arguments.slots[k]] =
-        report.skipped ? arguments.states[k] : state_after(arguments, *call, k, leaves);
-  }
-  return make_result(report, std::move(state));
+  return make_result(report,
+                     state_of(arguments, *call, scalars, spec.row, filled.leaves, !report.skipped));
 }
 
 void step_coefficients(int rule, py::handle params, py::handle grads, const py::tuple& states,
@@ -192,30 +276,41 @@ void step_coefficients(int rule, py::handle params, py::handle grads, const py::
   arguments.forest.tuples_are_leaves = true;  // block-wise states are pairs
   const Call::Handle call = Call::make();
   call->allow_block_states();
-  const std::size_t leaves = fill(*call, arguments, spec, Progress{1, false});
-  call->run(Policy{}, py::none(), leaves, [&](std::size_t leaf, Role role, int slot) {
+  const Filled filled = fill(*call, arguments, spec, Progress{1, false});
+  const Speller spell = [&](std::size_t leaf, Role role, int slot) {
     return arguments.spell(leaf, role, slot);
-  });
+  };
+  call->prepare({}, filled.leaves, spell);
+  if (call->device().is_cpu()) {
+    call->run(spell);
+  } else {
+    call->launch(Workspace::of_functions(call->gpu(), call->stream()), nullptr);
+  }
 }
 
-double sum_squares(py::handle grads) {
+double sum_squares(py::handle grads, py::handle stream) {
   class Adder final : public LeafVisitor {
    public:
     explicit Adder(Call& call) : call_(call) {}
     void leaf(PyObject* const* nodes, const Path* path) override {
-      if (nodes[0] != Py_None) call_.add_gradient(nodes[0], {grads_name, path});
+      const std::size_t index = count_++;
+      if (nodes[0] != Py_None) call_.add_gradient(index, nodes[0], {grads_name, path});
     }
 
    private:
     Call& call_;
+    std::size_t count_ = 0;
   };
   const py::object tree = as_tree(grads);
-  const Call::Handle call = Call::make();
+  const Call::Handle call = Call::make(stream);
   Adder adder(*call);
   Forest forest;
   forest.add(grads_name, tree.ptr());
   walk(forest, adder);
-  return call->sum_squares();
+  call->check_memory(
+      [&](std::size_t leaf, Role, int) { return spell_leaf(tree, grads_name, leaf); });
+  if (call->device().is_cpu()) return call->sum_squares();
+  return call->sum_squares(Workspace::of_functions(call->gpu(), call->stream()), true);
 }
 
 }  // namespace
@@ -223,7 +318,8 @@ double sum_squares(py::handle grads) {
 void bind_functional(py::module_& module) {
   module.def("step", &step);
   module.def("step_coefficients", &step_coefficients);
-  module.def("sum_squares", &sum_squares, py::arg("grads"),
+  module.def("sum_squares", &sum_squares, py::arg("grads"), py::kw_only(),
+             py::arg("stream") = py::none(),
              R"(Sum of the squares of all elements, accumulated in float64.
 
 Args:

@@ -4,16 +4,14 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <cstring>
-#include <memory>
 #include <optional>
 
-#include "bindings/buffer.hpp"
+#include "bindings/arrays.hpp"
 #include "bindings/c_api.hpp"
+#include "bindings/device_result.hpp"
 #include "bindings/functional.hpp"
 #include "bindings/plan.hpp"
 #include "bindings/result.hpp"
-#include "bindings/tree.hpp"
 #include "cpu/isa.hpp"
 #include "cpu/rule_info.hpp"
 #include "cpu/threads.hpp"
@@ -57,54 +55,6 @@ py::dict build_info() {
   return info;
 }
 
-/// An array whatever it is, with its memory kept for as long as the caller keeps `owners`.
-Buffer import_any(py::handle object, const char* name, Owners& owners) {
-  Buffer buffer;
-  owners.keep(object.ptr());
-  import_buffer(object.ptr(), {name, nullptr}, owners, buffer);
-  return buffer;
-}
-
-py::tuple describe(py::handle object) {
-  Owners owners;
-  const Buffer buffer = import_any(object, "array", owners);
-  py::tuple shape(buffer.ndim);
-  for (int d = 0; d < buffer.ndim; ++d) shape[static_cast<std::size_t>(d)] = buffer.shape[d];
-  return py::make_tuple(shape, name_of(buffer.scalar));
-}
-
-py::dtype numpy_dtype(Scalar scalar) {
-  static const char* const names[] = {"float16", "uint16",     "float32",
-                                      "float64", "longdouble", "int8"};
-  return py::dtype(names[static_cast<int>(scalar)]);
-}
-
-py::array array_view(py::object object, bool writable) {
-  auto owners = std::make_unique<Owners>();
-  const Buffer buffer = import_any(object, "array", *owners);
-  if (writable && buffer.readonly) throw py::buffer_error("array is read-only");
-  const py::capsule base(owners.release(), [](void* p) { delete static_cast<Owners*>(p); });
-  py::array view(numpy_dtype(buffer.scalar),
-                 std::vector<py::ssize_t>(buffer.shape, buffer.shape + buffer.ndim),
-                 std::vector<py::ssize_t>(buffer.strides, buffer.strides + buffer.ndim),
-                 buffer.data, base);
-  if (!writable) view.attr("flags").attr("writeable") = false;
-  return view;
-}
-
-double read_scalar(py::object object) {
-  const py::array view = array_view(std::move(object), false);
-  if (view.size() != 1) {
-    throw py::value_error("expected one number, got an array of " + std::to_string(view.size()));
-  }
-  const py::object value = view.attr("reshape")(-1)[py::int_(0)];
-  if (view.dtype().kind() != 'u') return value.cast<double>();
-  const std::uint32_t bits = value.cast<std::uint32_t>() << 16;  // bfloat16
-  float wide;
-  std::memcpy(&wide, &bits, sizeof wide);
-  return static_cast<double>(wide);
-}
-
 void bind_environment(py::module_& module) {
   module.def("rules", &rules);
   module.def("build_info", &build_info);
@@ -117,18 +67,6 @@ void bind_environment(py::module_& module) {
   module.def("thread_runtime", &cpu::thread_runtime);
 }
 
-void bind_buffers(py::module_& module) {
-  module.def("set_producer_lookup", &set_producer_lookup);
-  module.def("is_array", [](py::handle object) {
-    return producer_of(object.ptr()).door != Producer::Door::none;
-  });
-  module.def("describe", &describe);
-  module.def("array_view", &array_view, py::arg("buffer"), py::kw_only(),
-             py::arg("writable") = false);
-  module.def("read_scalar", &read_scalar);
-  module.def("flatten", &flatten, py::arg("tree"), py::arg("name") = "params");
-}
-
 }  // namespace
 
 PYBIND11_MODULE(_core, module) {
@@ -136,8 +74,9 @@ PYBIND11_MODULE(_core, module) {
   module.attr("__version__") = FUSEDSTEP_VERSION;
   py::register_exception<InternalError>(module, "InternalError", PyExc_RuntimeError);
   bind_environment(module);
-  bind_buffers(module);
+  bind_arrays(module);
   bind_result(module);
+  bind_device_result(module);
   bind_functional(module);
   bind_plan(module);
   bind_c_api(module);

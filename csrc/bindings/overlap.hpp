@@ -7,7 +7,7 @@
 namespace fusedstep::bindings {
 
 /// What an argument is, for messages and for the rules of overlap.
-enum class Role : std::uint8_t { param, grad, copy, state };
+enum class Role : std::uint8_t { param, grad, copy, state, scalar };
 
 /// The bytes from the first to the last element of one array.
 struct Span {

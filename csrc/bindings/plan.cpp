@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "bindings/result.hpp"
+#include "bindings/plan_walker.hpp"
 
 namespace fusedstep::bindings {
 
@@ -16,35 +16,9 @@ std::string sibling(const char* name, std::size_t tree, std::size_t trees) {
   return trees == 1 ? name : name + ("[" + std::to_string(tree) + "]");
 }
 
-template <class Call>
-class LeafCall final : public LeafVisitor {
- public:
-  explicit LeafCall(Call call) : call_(std::move(call)) {}
-  void leaf(PyObject* const* nodes, const Path* path) override { call_(nodes, path); }
-
- private:
-  Call call_;
-};
-
 }  // namespace
 
 // ---- one call at a time -----------------------------------------------------------------------
-
-/// Importing runs code of others, and kernels run without the GIL: a call that came in between
-/// would find states and counts half-way.
-class Plan::Busy {
- public:
-  explicit Busy(Plan& plan) : busy_(plan.busy_) {
-    plan.check_idle();
-    busy_ = true;
-  }
-  ~Busy() { busy_ = false; }
-  Busy(const Busy&) = delete;
-  Busy& operator=(const Busy&) = delete;
-
- private:
-  bool& busy_;
-};
 
 void Plan::check_idle() const {
   if (!busy_) return;
@@ -101,8 +75,7 @@ void Plan::check_outputs() const {
     forest.add(names_[k].c_str(), trees_[k].ptr());
     walk(forest, visitor);
   }
-  call->check_overlap(
-      [this](std::size_t leaf, Role role, int slot) { return spell(leaf, role, slot); });
+  call->check_memory(speller());
 }
 
 const Plan::Entry& Plan::at(std::size_t index) const {
@@ -126,8 +99,11 @@ std::vector<Path> Plan::path_of(const Entry& entry) {
 py::dict Plan::get_state(std::size_t index) {
   check_idle();
   Entry& entry = at(index);
+  settle();
+  const bool fresh = entry.cell != CellTable::none && device_->cells.info(entry.cell).fresh;
   py::dict buffers;
   for (std::size_t k = 0; k < slots_.size(); ++k) {
+    if (fresh && entry.fresh[k]) continue;  // made for a step that was skipped
     if (entry.states[k]) buffers[slots_[k].c_str()] = entry.states[k];
   }
   entry.known.shared = entry.known.shared || !buffers.empty();
@@ -150,20 +126,33 @@ void Plan::set_state(std::size_t index, const py::dict& buffers) {
     states[static_cast<std::size_t>(slot - slots_.begin())] =
         py::reinterpret_borrow<py::object>(buffer);
   }
+  settle();
+  detach(entry);
   entry.states = std::move(states);
   entry.known = {};
   entry.known.shared = true;
 }
 
-py::tuple Plan::get_progress(std::size_t index) const {
+py::tuple Plan::get_progress(std::size_t index) {
   check_idle();
-  return py::make_tuple(at(index).steps, at(index).product);
+  const Entry& entry = at(index);
+  if (entry.cell == CellTable::none) return py::make_tuple(entry.steps, entry.product);
+  settle();
+  const CellInfo& known = device_->cells.info(entry.cell);
+  return py::make_tuple(known.steps, known.product);
 }
 
 void Plan::set_progress(std::size_t index, std::int64_t steps, double product) {
   check_idle();
-  at(index).steps = steps;
-  at(index).product = product;
+  Entry& entry = at(index);
+  settle();
+  detach(entry);
+  entry.steps = steps;
+  entry.product = product;
+}
+
+Speller Plan::speller() const {
+  return [this](std::size_t leaf, Role role, int slot) { return spell(leaf, role, slot); };
 }
 
 int Plan::slot_index(int rule, int slot) const {
@@ -182,88 +171,6 @@ std::string Plan::spell(std::size_t leaf, Role role, int /*slot*/) const {
   return role == Role::state ? "the state of " + text : text;
 }
 
-// ---- one call over all leaves -----------------------------------------------------------------
-
-/// Walks one tree after the other, sees that they are those of the registration, and adds the
-/// leaves with a gradient to a call.
-class Plan::Walker {
- public:
-  explicit Walker(Plan& plan) : plan_(plan) {}
-  virtual ~Walker() = default;
-
-  /// With null `grads`, the gradients are those of `own_gradient`.
-  void walk_tree(std::size_t tree, PyObject* grads, PyObject* copies) {
-    tree_ = tree;
-    asks_leaves_ = grads == nullptr;
-    const std::size_t end = plan_.ends_[tree];
-    LeafCall visitor([&](PyObject* const* nodes, const Path* path) {
-      if (next_ == end || plan_.leaves_[next_].param.ptr() != nodes[0]) changed(nodes[0], path);
-      visit(nodes, path);
-      ++next_;
-    });
-    Forest forest;
-    forest.add(plan_.names_[tree].c_str(), plan_.trees_[tree].ptr());
-    forest.add(plan_.grad_names_[tree].c_str(), asks_leaves_ ? Py_None : grads);
-    forest.add(plan_.copy_names_[tree].c_str(), copies);
-    walk(forest, visitor);
-    if (next_ != end) changed(nullptr, nullptr);
-  }
-
-  const std::vector<std::size_t>& added() const { return added_; }
-
- protected:
-  /// Adds the leaf `index`, whose gradient and copy (or null) are given.
-  virtual void add(std::size_t index, PyObject* grad, PyObject* copy, const LeafNames& names) = 0;
-
-  /// The gradient that goes with a leaf, or None.
-  virtual py::object own_gradient(std::size_t index, const Path* path) {
-    static PyObject* const name = PyUnicode_InternFromString("grad");
-    PyObject* const param = plan_.leaves_[index].param.ptr();
-    PyObject* grad = PyObject_GetAttr(param, name);
-    if (grad == nullptr) {
-      if (!PyErr_ExceptionMatches(PyExc_AttributeError)) throw py::error_already_set();
-      PyErr_Clear();
-      fail(PyExc_TypeError, {plan_.names_[tree_].c_str(), path},
-           ": a " + type_name(Py_TYPE(param)) + " has no .grad; pass the gradients: step(grads)");
-    }
-    return py::reinterpret_steal<py::object>(grad);
-  }
-
-  Plan& plan_;
-
- private:
-  void visit(PyObject* const* nodes, const Path* path) {
-    py::object own, copy;
-    PyObject* grad = nodes[1];
-    if (asks_leaves_) {
-      copy = py::reinterpret_borrow<py::object>(nodes[2]);  // an attribute may be anyone's code
-      own = own_gradient(next_, path);
-      grad = own.is_none() ? nullptr : own.ptr();
-    }
-    if (grad == nullptr) return;
-    add(next_, grad, nodes[2],
-        {plan_.names_[tree_].c_str(), plan_.grad_names_[tree_].c_str(),
-         plan_.copy_names_[tree_].c_str(), path});
-    added_.push_back(next_);
-  }
-
-  [[noreturn]] void changed(PyObject* found, const Path* path) const {
-    const Place place{plan_.names_[tree_].c_str(), path};
-    if (found == nullptr || next_ >= plan_.leaves_.size()) {
-      fail(PyExc_ValueError, place,
-           " has other leaves than at registration; register the new tree");
-    }
-    fail(PyExc_ValueError, place,
-         " is another array than the one registered, which would be updated unseen; assign in "
-         "place (" +
-             place.spell() + "[...] = new) or register again");
-  }
-
-  std::size_t next_ = 0, tree_ = 0;
-  bool asks_leaves_ = false;
-  std::vector<std::size_t> added_;
-};
-
 void Plan::walk_trees(Walker& walker, py::handle grads, py::handle param_copy) {
   py::list kept;  // trees made from iterators live until the walk is over
   for (std::size_t k = 0; k < trees_.size(); ++k) {
@@ -274,220 +181,6 @@ void Plan::walk_trees(Walker& walker, py::handle grads, py::handle param_copy) {
     };
     PyObject* const copies = pick(param_copy);
     walker.walk_tree(k, pick(grads), copies != nullptr ? copies : Py_None);
-  }
-}
-
-// ---- a step -----------------------------------------------------------------------------------
-
-class Plan::StepFiller final : public Walker {
- public:
-  StepFiller(Plan& plan, Call& call, const py::sequence& rows, bool accumulated, bool summed)
-      : Walker(plan), call_(call), accumulated_(accumulated), summed_(summed) {
-    for (const auto item : rows) {
-      const auto pair = py::cast<py::tuple>(item);
-      specs_.push_back(parse_row(py::cast<int>(pair[0]), pair[1]));
-      call_.announce(specs_.back());
-    }
-  }
-
-  /// The running product after the step, for each leaf that was added.
-  std::vector<double> products() const {
-    std::vector<double> of_rows, of_leaves;
-    for (std::uint32_t k = 0; k < rows_.size(); ++k) {
-      of_rows.push_back(cpu::product_after(call_.row(k)));
-    }
-    for (const std::uint32_t row : leaf_rows_) of_leaves.push_back(of_rows[row]);
-    return of_leaves;
-  }
-
- private:
-  void add(std::size_t index, PyObject* grad, PyObject* copy, const LeafNames& names) override {
-    Entry& entry = plan_.leaves_[index];
-    Leaf leaf{entry.param.ptr(), grad, copy, {}};
-    leaf.known = &entry.known;
-    const int rule = specs_.at(entry.row).row.rule;
-    const std::size_t slots = cpu::rule_infos()[static_cast<std::size_t>(rule)].slots.size();
-    for (std::size_t k = 0; k < slots; ++k) {
-      const int slot = plan_.slot_index(rule, static_cast<int>(k));
-      leaf.known_state[k] = slot;
-      leaf.states[k] = entry.states[static_cast<std::size_t>(slot)].ptr();
-    }
-    if (summed_) leaf.chunk_sums = &entry.sum_squares;
-    // Not the same as the first step: SGD makes its buffer when momentum first applies.
-    const bool first = slots > 0 && leaf.states[0] == nullptr;
-    leaf_rows_.push_back(row(entry, first));
-    call_.add_leaf(index, leaf, names, leaf_rows_.back(), entry.tree);
-  }
-
-  py::object own_gradient(std::size_t index, const Path* path) override {
-    if (!accumulated_) return Walker::own_gradient(index, path);
-    const Entry& entry = plan_.leaves_[index];
-    return entry.accumulated ? entry.sum : py::none();
-  }
-
-  /// Tensors with the same hyper-parameters that have come equally far share a row.
-  std::uint32_t row(const Entry& entry, bool first) {
-    for (auto known = rows_.rbegin(); known != rows_.rend(); ++known) {
-      const bool alike = known->spec == entry.row && known->first == first;
-      if (alike && known->steps == entry.steps && known->product == entry.product) {
-        return known->index;
-      }
-    }
-    const Progress progress{entry.steps + 1, first, entry.product};
-    const std::uint32_t index = call_.add_row(specs_.at(entry.row), progress);
-    rows_.push_back({entry.row, entry.steps, entry.product, first, index});
-    return index;
-  }
-
-  struct Known {
-    std::size_t spec;
-    std::int64_t steps;
-    double product;
-    bool first;
-    std::uint32_t index;
-  };
-
-  Call& call_;
-  const bool accumulated_;
-  const bool summed_;  ///< the chunk sums of all gradients are known
-  std::vector<RowSpec> specs_;
-  std::vector<Known> rows_;
-  std::vector<std::uint32_t> leaf_rows_;
-};
-
-py::object Plan::step(py::handle grads, const py::sequence& rows, py::handle policy,
-                      py::handle grad_norm, py::handle param_copy, bool observed) {
-  const Busy busy(*this);
-  const bool accumulated = any_accumulated();
-  if (accumulated && !grads.is_none()) {
-    throw py::value_error(
-        "grads: gradients were accumulated and wait for a step; call step() without any, or "
-        "accumulate these too, or drop the others with zero_grad()");
-  }
-  const Call::Handle call = Call::make();
-  const bool summed = accumulated || observed;
-  StepFiller filler(*this, *call, rows, accumulated, summed);
-  walk_trees(filler, grads, param_copy);
-  const StepReport report = call->run(
-      parse_policy(policy), grad_norm, leaves_.size(),
-      [this](std::size_t leaf, Role role, int slot) { return spell(leaf, role, slot); },
-      summed ? StepCall::Sums::of_gradients : StepCall::Sums::none);
-  if (accumulated) drop_accumulated(false);
-  if (!report.skipped) {
-    commit(*call, filler);
-    call->tell_producers();
-  }
-  return make_result(report, py::dict());
-}
-
-/// For a step that is told so: what arrives one by one, as autograd makes it, is measured while it
-/// is in cache.
-void Plan::observe(std::size_t index, py::handle grad) {
-  const Busy busy(*this);
-  Entry& entry = at(index);
-  const std::vector<Path> path = path_of(entry);
-  Leaf leaf{entry.param.ptr(), grad.ptr(), nullptr, {}};
-  leaf.known = &entry.known;
-  const Call::Handle call = Call::make();
-  entry.sum_squares =
-      call->measure(leaf, {names_[entry.tree].c_str(), grad_names_[entry.tree].c_str(), nullptr,
-                           path.empty() ? nullptr : &path.back()});
-}
-
-void Plan::commit(const Call& call, const StepFiller& filler) {
-  for (const CreatedState& created : call.created()) {
-    const int slot = slot_index(created.rule, created.slot);
-    leaves_[created.leaf].states[static_cast<std::size_t>(slot)] = created.buffer;
-  }
-  const std::vector<double> products = filler.products();
-  for (std::size_t k = 0; k < products.size(); ++k) {
-    Entry& entry = leaves_[filler.added()[k]];
-    ++entry.steps;
-    entry.product = products[k];
-  }
-}
-
-// ---- accumulation -----------------------------------------------------------------------------
-
-/// Adds gradients to the sums of their leaves.
-class Plan::SumFiller final : public Walker {
- public:
-  SumFiller(Plan& plan, Call& call, double scale) : Walker(plan), call_(call) {
-    const auto& rules = cpu::rule_infos();
-    const auto named = [](const cpu::RuleInfo& rule) {
-      return rule.name == std::string("accumulate");
-    };
-    const auto rule = std::find_if(rules.begin(), rules.end(), named) - rules.begin();
-    for (const double keep : {0.0, 1.0}) {
-      RowSpec spec;
-      spec.row.rule = static_cast<int>(rule);
-      spec.row.rescale_grad = spec.row.sign = 1.0;
-      spec.row.clip_norm = spec.row.clip_value = HUGE_VAL;
-      spec.row.hyper[0] = keep;
-      spec.row.hyper[1] = scale;
-      call_.add_row(spec, {});
-    }
-  }
-
- private:
-  void add(std::size_t index, PyObject* grad, PyObject* /*copy*/, const LeafNames& names) override {
-    Entry& entry = plan_.leaves_[index];
-    const auto held = py::reinterpret_borrow<py::object>(grad);
-    const Place place{names.param, names.path};
-    entry.sum_squares.resize(
-        Call::make_sum(entry.param.ptr(), entry.accumulated, place, entry.sum));
-    Leaf leaf{entry.sum.ptr(), grad, nullptr, {}};
-    leaf.chunk_sums = &entry.sum_squares;
-    call_.add_leaf(index, leaf, names, entry.accumulated ? 1 : 0);
-  }
-
-  Call& call_;
-};
-
-void Plan::accumulate(py::handle grads, double scale) {
-  const Busy busy(*this);
-  const Call::Handle call = Call::make();
-  SumFiller filler(*this, *call, scale);
-  walk_trees(filler, grads, py::none());
-  call->run(
-      Policy{}, py::none(), leaves_.size(),
-      [this](std::size_t leaf, Role role, int slot) { return spell(leaf, role, slot); },
-      StepCall::Sums::of_results);
-  for (const std::size_t leaf : filler.added()) leaves_[leaf].accumulated = true;
-  call->tell_producers();
-}
-
-bool Plan::has_accumulated() const {
-  check_idle();
-  return any_accumulated();
-}
-
-bool Plan::any_accumulated() const {
-  return std::any_of(leaves_.begin(), leaves_.end(), [](const Entry& e) { return e.accumulated; });
-}
-
-void Plan::drop_accumulated(bool free_memory) {
-  for (Entry& entry : leaves_) {
-    entry.accumulated = false;
-    if (free_memory) {
-      entry.sum = py::object();
-      entry.sum_squares.clear();
-    }
-  }
-}
-
-void Plan::zero_grad(bool set_to_none) {
-  const Busy busy(*this);
-  drop_accumulated(set_to_none);
-  for (const Entry& entry : leaves_) {
-    const py::object grad = py::getattr(entry.param, "grad", py::none());
-    if (grad.is_none()) continue;
-    if (set_to_none) {
-      entry.param.attr("grad") = py::none();
-    } else {
-      if (py::hasattr(grad, "detach_")) grad.attr("detach_")();
-      grad[py::ellipsis()] = 0;
-    }
   }
 }
 
@@ -541,10 +234,24 @@ void bind_plan(py::module_& module) {
       .def("set_state", &Plan::set_state)
       .def("get_progress", &Plan::get_progress)
       .def("set_progress", &Plan::set_progress)
-      .def("step", &Plan::step, py::arg("grads"), py::arg("rows"), py::arg("policy"),
-           py::arg("grad_norm"), py::arg("param_copy"), py::arg("observed") = false)
-      .def("observe", &Plan::observe)
-      .def("accumulate", &Plan::accumulate)
+      .def(
+          "step",
+          [](Plan& self, py::handle grads, const py::sequence& rows, py::handle policy,
+             py::handle grad_norm, py::handle param_copy, bool observed, py::handle found_inf,
+             py::handle grad_scale, py::handle stream) {
+            return self.step(
+                grads, rows,
+                {policy, grad_norm, param_copy, found_inf, grad_scale, stream, observed});
+          },
+          py::arg("grads"), py::arg("rows"), py::arg("policy"), py::arg("grad_norm"),
+          py::arg("param_copy"), py::arg("observed") = false, py::arg("found_inf") = py::none(),
+          py::arg("grad_scale") = py::none(), py::arg("stream") = py::none())
+      .def("take_counts", &Plan::take_counts)
+      .def_property_readonly("unsure", &Plan::is_unsure)
+      .def("observe", &Plan::observe, py::arg("index"), py::arg("grad"),
+           py::arg("stream") = py::none())
+      .def("accumulate", &Plan::accumulate, py::arg("grads"), py::arg("scale"),
+           py::arg("stream") = py::none())
       .def("has_accumulated", &Plan::has_accumulated)
       .def("zero_grad", &Plan::zero_grad);
 }

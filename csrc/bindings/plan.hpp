@@ -2,10 +2,12 @@
 #include <pybind11/pybind11.h>
 
 #include <array>
+#include <memory>
 #include <string>
 #include <vector>
 
 #include "bindings/call.hpp"
+#include "bindings/cells.hpp"
 #include "bindings/tree.hpp"
 
 namespace fusedstep::bindings {
@@ -28,13 +30,21 @@ class Plan {
   }
   py::dict get_state(std::size_t index);
   void set_state(std::size_t index, const py::dict& buffers);
-  py::tuple get_progress(std::size_t index) const;
+  py::tuple get_progress(std::size_t index);
   void set_progress(std::size_t index, std::int64_t steps, double product);
 
-  py::object step(py::handle grads, const py::sequence& rows, py::handle policy,
-                  py::handle grad_norm, py::handle param_copy, bool observed);
-  void observe(std::size_t index, py::handle grad);
-  void accumulate(py::handle grads, double scale);
+  /// The arguments of a step that are not its gradients and rows.
+  struct StepOptions {
+    py::handle policy, grad_norm, param_copy, found_inf, grad_scale, stream;
+    bool observed;
+  };
+  py::object step(py::handle grads, const py::sequence& rows, const StepOptions& options);
+  /// Steps applied and skipped since the last time, on a device; waits only if it knows more.
+  py::tuple take_counts();
+  /// Whether it does.
+  bool is_unsure() const { return device_ && device_->counts.is_unsure(); }
+  void observe(std::size_t index, py::handle grad, py::handle stream);
+  void accumulate(py::handle grads, double scale, py::handle stream);
   bool has_accumulated() const;
   void drop_accumulated(bool free_memory);
   void zero_grad(bool set_to_none);
@@ -50,8 +60,10 @@ class Plan {
     Recollection known;                        ///< its states by the order of slots_
     std::int64_t steps = 0;                    ///< applied so far
     double product = 1.0;                      ///< see Progress
+    int cell = CellTable::none;                ///< if it has one, that knows these two better
+    std::array<bool, max_slots> fresh{};       ///< a state that is none if the cell is fresh
     py::object sum;                            ///< gathers gradients, or null
-    std::vector<double> sum_squares;           ///< by chunks, of `sum` or of an observed gradient
+    ChunkSums sum_squares;                     ///< of `sum` or of an observed gradient
     bool accumulated = false;                  ///< `sum` waits for a step
     std::size_t tree = 0;
     std::size_t row = 0;
@@ -60,6 +72,7 @@ class Plan {
   class Walker;
   class StepFiller;
   class SumFiller;
+  class NewCells;
 
   void check_idle() const;
   bool any_accumulated() const;
@@ -70,14 +83,30 @@ class Plan {
   static std::vector<Path> path_of(const Entry& entry);
   void walk_trees(Walker& walker, py::handle grads, py::handle param_copy);
   int slot_index(int rule, int slot) const;
+  Speller speller() const;
   void commit(const Call& call, const StepFiller& filler);
+
+  void follow_device();
+  void leave_device();
+  DeviceSide& device_side(const Call& call);
+  Arena* arena_of(const Call& call);
+  Stream reading_stream() const;
+  void settle();
+  void detach(Entry& entry);
+  void take_device_counts();
+  py::object step_on_device(Call& call, const StepFiller& filler, const Policy& policy,
+                            StepCall::Sums sums);
+  void move_to(NewCells& cells, const StepFiller& filler, bool device_decides, bool captured);
+  void keep_created(const Call& call, bool may_be_skipped);
 
   std::vector<py::object> trees_;
   std::vector<std::string> names_, grad_names_, copy_names_, slots_;
   std::vector<std::array<int, max_slots>> slot_indices_;  ///< [rule][slot of the rule]
   std::vector<std::size_t> ends_;  ///< per tree: the index after its last leaf
   std::vector<Entry> leaves_;
-  bool busy_ = false;  ///< a call is under way
+  std::unique_ptr<DeviceSide> device_;  ///< none until a step on a device
+  Counts counts_{};                     ///< not taken yet, of devices that were left
+  bool busy_ = false;                   ///< a call is under way
 };
 
 void bind_plan(py::module_& module);

@@ -26,7 +26,8 @@ PyStructSequence_Desc description = {
     "    grad_norms (numpy.ndarray | None): float64, the norm of each array's gradient in the\n"
     "        order of the arrays, after rescale_grad, 0 where there is none; None if nothing "
     "asked\n"
-    "        for a norm, or the norm was given.\n",
+    "        for a norm, or the norm was given.\n"
+    "    settled (bool): True; see DeviceStepResult.\n",
     fields, 5};
 
 PyTypeObject* result_type = nullptr;
@@ -36,7 +37,9 @@ PyTypeObject* result_type = nullptr;
 void bind_result(py::module_& module) {
   result_type = PyStructSequence_NewType(&description);
   if (result_type == nullptr) throw py::error_already_set();
-  module.add_object("StepResult", py::handle(reinterpret_cast<PyObject*>(result_type)));
+  const py::handle type(reinterpret_cast<PyObject*>(result_type));
+  type.attr("settled") = true;  // nothing has to be waited for: see DeviceStepResult
+  module.add_object("StepResult", type);
 }
 
 py::object make_result(const StepReport& report, py::object state) {

@@ -1,7 +1,9 @@
 #include "bindings/row.hpp"
 
+#include <cstring>
 #include <string>
 
+#include "bindings/producer.hpp"
 #include "cpu/rule_info.hpp"
 
 namespace fusedstep::bindings {
@@ -26,6 +28,13 @@ int option(PyObject* text, const char* const (&options)[n]) {
                         brief(text));
 }
 
+/// The item as an array of a number that is not for the host to read, or null.
+PyObject* array_in(PyObject* item) {
+  if (PyFloat_CheckExact(item)) return nullptr;
+  const auto door = producer_of(item).door;
+  return door == Producer::Door::none || door == Producer::Door::number ? nullptr : item;
+}
+
 }  // namespace
 
 RowSpec parse_row(int rule, py::handle tuple) {
@@ -39,12 +48,15 @@ RowSpec parse_row(int rule, py::handle tuple) {
   RowSpec spec;
   Row& row = spec.row;
   row.rule = rule;
-  row.rescale_grad = to_double(PyTuple_GET_ITEM(items, 0));
+  spec.rescale = array_in(PyTuple_GET_ITEM(items, 0));
+  row.rescale_grad = spec.rescale != nullptr ? 1.0 : to_double(PyTuple_GET_ITEM(items, 0));
   row.sign = to_double(PyTuple_GET_ITEM(items, 1)) != 0 ? -1.0 : 1.0;
   row.clip_norm = limit(PyTuple_GET_ITEM(items, 2));
   row.clip_value = limit(PyTuple_GET_ITEM(items, 3));
   spec.measures = PyTuple_GET_ITEM(items, 2) != Py_None;
-  for (std::size_t k = 0; k < info.hypers.size(); ++k) {
+  const bool has_lr = !info.hypers.empty() && std::strcmp(info.hypers[0], "lr") == 0;
+  if (has_lr) spec.lr = array_in(PyTuple_GET_ITEM(items, head));
+  for (std::size_t k = spec.lr != nullptr ? 1 : 0; k < info.hypers.size(); ++k) {
     row.hyper[k] = to_double(PyTuple_GET_ITEM(items, static_cast<Py_ssize_t>(head + k)));
   }
   return spec;

@@ -22,9 +22,13 @@ struct Policy {
 struct RowSpec {
   Row row{};
   bool measures = false;  ///< has a grad_clip_norm, possibly infinite
+  /// Arrays of one element in place of these numbers, or null; borrowed from the tuple.
+  PyObject* lr = nullptr;
+  PyObject* rescale = nullptr;
 };
 
-/// Parses (rescale_grad, maximize, grad_clip_norm, grad_clip_value, *hypers of the rule).
+/// Parses (rescale_grad, maximize, grad_clip_norm, grad_clip_value, *hypers of the rule). In place
+/// of rescale_grad and of lr an array may stand, which is read where the parameters are.
 RowSpec parse_row(int rule, py::handle tuple);
 /// Parses (on_nonfinite, grad_clip_scope, skip_grad_norm).
 Policy parse_policy(py::handle tuple);

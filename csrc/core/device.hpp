@@ -71,6 +71,9 @@ struct DeviceReport {
 };
 
 struct DeviceApi {
+  static constexpr const char* module = "fusedstep._cuda";
+  static constexpr const char* attribute = "_DEVICE_API";
+  static constexpr const char* capsule = "fusedstep._cuda._DEVICE_API";  ///< its name
   static constexpr std::uint32_t current_version = 1;
 
   std::uint32_t version = current_version;

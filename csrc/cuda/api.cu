@@ -1,5 +1,6 @@
 #include <exception>
 #include <new>
+#include <stdexcept>
 #include <string>
 
 #include "cuda/api.hpp"
@@ -34,7 +35,11 @@ auto* stream_of(void* stream) { return static_cast<cudaStream_t>(stream); }
 const char* status(int* devices) {
   return why_not([&] {
     *devices = 0;
+    int driver = 0;
+    check(cudaDriverGetVersion(&driver), "cudaDriverGetVersion");
+    if (driver == 0) throw std::runtime_error("there is no NVIDIA driver");
     check(cudaGetDeviceCount(devices), "cudaGetDeviceCount");
+    if (*devices == 0) throw std::runtime_error("there is no NVIDIA GPU");
   });
 }
 

@@ -11,11 +11,11 @@ namespace fusedstep::cuda {
 namespace {
 
 /// Blocks per multiprocessor that there are registers for, at least: as many as do without
-/// spilling. [state buffers][access]
-constexpr int blocks_by_need[max_slots + 1][3] = {{8, 8, 8}, {8, 6, 5}, {5, 5, 4}, {5, 4, 4}};
-
+/// spilling.
 template <class Rule>
 constexpr int blocks_for(Tag<Rule> /*rule*/, Access access) {
+  // [state buffers][access]
+  constexpr int blocks_by_need[max_slots + 1][3] = {{8, 8, 8}, {8, 6, 5}, {5, 5, 4}, {5, 4, 4}};
   return blocks_by_need[num_slots<Rule>][static_cast<int>(access)];
 }
 template <class... All>
@@ -54,11 +54,10 @@ __device__ __forceinline__ void update_one_chunk(Rows rules, const Step& step, c
   });
 }
 
-/// The end of a step that has not been settled before.
+/// What the first kernel would have done, if there had been one.
 template <class Rows>
-__device__ __forceinline__ void finish(Rows rules, const Step& step, const Table& table,
-                                       bool skipped) {
-  if (!is_last_block(step.control)) return;
+__device__ __forceinline__ void settle_without_norms(Rows rules, const Step& step,
+                                                     const Table& table, bool skipped) {
   if (threadIdx.x == 0) {
     DeviceReport report{};
     report.norm = static_cast<double>(NAN);
@@ -66,9 +65,7 @@ __device__ __forceinline__ void finish(Rows rules, const Step& step, const Table
     report.skipped = skipped;
     *step.report = report;
   }
-  __syncthreads();
   prepare_rows(rules, step, table);
-  finish_rows(step, table, skipped);
 }
 
 template <class Rows, Access access>
@@ -78,7 +75,9 @@ __global__ void __launch_bounds__(threads, blocks_for(Rows{}, access))
   const Table table = table_of(arguments);
   const bool skipped = step.settled ? step.control->skipped != 0 : overflow_found(step);
   if (!skipped) update_one_chunk<Rows, access>(Rows{}, step, table);
-  if (!step.settled) finish(Rows{}, step, table, skipped);
+  if (!is_last_block(step.control)) return;
+  if (!step.settled) settle_without_norms(Rows{}, step, table, skipped);
+  finish_rows(step, table, skipped);
 }
 
 // --- which of them are compiled here ----------------------------------------------------------
@@ -108,11 +107,19 @@ Kernel find(RuleList<All...> /*rules*/, std::integer_sequence<int, index...> /*i
   return found;
 }
 
+/// A template, so that it is compiled in the last part alone.
+template <class Rows, bool own>
+Kernel find_for_all() {
+  if constexpr (own) return update<Rows, Access::any>;
+  return nullptr;
+}
+
 }  // namespace
 
 template <>
 Kernel kernel_of_shard<FUSEDSTEP_SHARD>(int rule, Access access) {
-  if constexpr (FUSEDSTEP_SHARD == num_shards) return update<Rules, Access::any>;
+  constexpr bool last = FUSEDSTEP_SHARD == num_shards;
+  if (last) return find_for_all<Rules, last>();
   return find(Rules{}, std::make_integer_sequence<int, Rules::size>{}, rule, access);
 }
 

@@ -11,6 +11,7 @@
 namespace fusedstep::cuda {
 namespace {
 
+constexpr const char* walks[] = {"forward", "backward"};
 constexpr char capsule_name[] = "fusedstep._cuda._DEVICE_API";
 
 /// What the runtime knows; asked without the GIL, because the first question wakes the driver.
@@ -58,6 +59,20 @@ PyObject* info(PyObject* /*module*/, PyObject* /*none*/) {
                        known.why);
 }
 
+/// The walk that a name stands for; -1 with an error set.
+int walk_of(PyObject* name) {
+  for (int backward = 0; backward < 2; ++backward)
+    if (PyUnicode_Check(name) && PyUnicode_CompareWithASCIIString(name, walks[backward]) == 0)
+      return backward;
+  PyErr_SetString(PyExc_ValueError, "walk: expected 'forward' or 'backward'");
+  return -1;
+}
+
+PyObject* set_walk(PyObject* /*module*/, PyObject* name) {
+  const int backward = walk_of(name);
+  return backward < 0 ? nullptr : PyUnicode_FromString(walks[set_backward(backward != 0)]);
+}
+
 /// 0, or -1 with an error set.
 int fill(PyObject* module) {
   PyObject* capsule =
@@ -70,6 +85,9 @@ int fill(PyObject* module) {
 PyMethodDef methods[] = {
     {"info", info, METH_NOARGS,
      "Architectures, versions as CUDA numbers them (0: none), devices, and why none is usable."},
+    {"set_walk", set_walk, METH_O,
+     "Sets in which order steps visit memory, 'forward' or 'backward', for measurements: the bits "
+     "are the same. Returns the order that was set before."},
     {nullptr, nullptr, 0, nullptr}};
 
 PyModuleDef definition = {PyModuleDef_HEAD_INIT,

@@ -71,8 +71,4 @@ class Workspace {
   Arguments arguments_;
 };
 
-/// The order in which update kernels visit the chunks, which changes no bits: for measurements.
-/// Returns what it was.
-bool set_backward(bool backward);
-
 }  // namespace fusedstep::cuda

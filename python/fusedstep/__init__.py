@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fusedstep._core import (
+    DeviceStepResult,
     InternalError,
     StepResult,
     build_info,
@@ -67,6 +68,7 @@ __all__ = [
     "CudaStatus",
     "CyclicLR",
     "CyclicMomentum",
+    "DeviceStepResult",
     "ExponentialDecayLR",
     "ExponentialLR",
     "InternalError",

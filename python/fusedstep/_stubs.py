@@ -18,7 +18,9 @@ from fusedstep.hyperparameters import Hyperparameter
 _HEAD = '''\
 """Signatures of the functional steps; written by `python -m fusedstep._stubs`."""
 
-from fusedstep._core import StepResult
+from typing import Any, SupportsFloat, SupportsInt
+
+from fusedstep._core import DeviceStepResult, StepResult
 from fusedstep.hyperparameters import (
 {names}
 )
@@ -27,7 +29,7 @@ from fusedstep.hyperparameters import (
 _FUNCTION = """
 def {name}(
     {arguments},
-) -> StepResult:
+) -> StepResult | DeviceStepResult:
 {docstring}
 """
 
@@ -63,7 +65,8 @@ def _function(optimizer: type[Optimizer]) -> str:
         *(f"{s.name}: {s.alias} = {s.default!r}" for s in scalars_of(declaration)),
         "*",
         *(_argument(hyper) for hyper in declaration.of_function()),
-        *("grad_norm: float | None = None", "param_copy: Tree = None"),
+        *("grad_norm: SupportsFloat | None = None", "param_copy: Tree = None"),
+        *("found_inf: SupportsFloat | None = None", "stream: Any = None"),
     ]
     return _FUNCTION.format(
         name=declaration.function,

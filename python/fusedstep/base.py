@@ -32,7 +32,7 @@ from fusedstep.hyperparameters import (
     weight_decay_range,
 )
 from fusedstep.ranges import Check, Real, shown
-from fusedstep.scheduled import Scheduled
+from fusedstep.scheduled import READ_THERE, Scheduled, for_step, is_function_of_t
 from fusedstep.schedules import ConstantLR, Schedule
 
 if TYPE_CHECKING:
@@ -59,6 +59,7 @@ class Optimizer(ABC):
     declaration: ClassVar[Declaration]
     _pack: ClassVar[Packer]
     _policy: ClassVar[Callable[[Any], _core.Policy]]
+    _scheduled: ClassVar[tuple[str, ...]]  # hyper-parameters that may be functions of t
 
     def __init_subclass__(
         cls,
@@ -75,6 +76,7 @@ class Optimizer(ABC):
         )
         cls._pack = staticmethod(make_packer(cls.declaration))
         cls._policy = staticmethod(make_policy(cls.declaration))
+        cls._scheduled = tuple(h.name for h in hypers if isinstance(h.check, Scheduled))
         if cls.__doc__ is not None:  # python -OO
             cls.__doc__ = class_docstring(cls.__doc__, hypers)
 
@@ -95,6 +97,7 @@ class Optimizer(ABC):
         self._follow: list[int] = []  # groups without a learning rate of their own
         self._grouped = False  # gradients come as a list of trees, one per group
         self._steps = self._skipped_steps = 0
+        self._on_device = False  # the plan has counted steps of a device
         self._plain_lr = _PlainLR(self)
         for hyper in self.declaration.hypers:
             _check_first(hyper.name, hyper.check, arguments[hyper.name])
@@ -143,6 +146,7 @@ class Optimizer(ABC):
         self.register_trainable_weights([group])
 
     def _bind(self, plan: _core.Plan, keys: list[Key], members: list[Members]) -> None:
+        self._take_counts()
         self._plan, self._keys, self._members = plan, keys, members
         self._trees = [group["params"] for group in self.param_groups]
 
@@ -176,9 +180,11 @@ class Optimizer(ABC):
         self,
         grads: Tree = None,
         *,
-        grad_norm: float | None = None,
+        grad_norm: SupportsFloat | None = None,
         param_copy: Tree = None,
-    ) -> _core.StepResult:
+        found_inf: SupportsFloat | None = None,
+        stream: Any = None,
+    ) -> _core.StepResult | _core.DeviceStepResult:
         """Updates all parameters in place, in one call into the compiled core.
 
         Args:
@@ -189,9 +195,15 @@ class Optimizer(ABC):
                 it already (over processes or shards).
             param_copy: float16 or bfloat16 arrays, in the form of the parameters, that receive the
                 new parameters, rounded once.
+            found_inf: A number or an array of one element; not 0 skips the step, as a loss scaler
+                asks for.
+            stream: For arrays on a GPU, the stream on which the step runs: a handle, or an object
+                that has one. None: the one on which the parameters' library works now.
 
         Returns:
-            StepResult: `grad_norm`, `clip_coef`, `skipped` and `grad_norms`; `state` is empty.
+            StepResult: `grad_norm`, `clip_coef`, `skipped` and `grad_norms`; `state` is empty. For
+            arrays on a GPU a `DeviceStepResult` with the same attributes, which waits for the step
+            when one of them is read.
 
         Raises:
             TypeError: If gradients have another form than the parameters, or are no arrays.
@@ -199,6 +211,7 @@ class Optimizer(ABC):
                 no parameters are registered, or `grads` come beside accumulated ones.
             BufferError: If a parameter is read-only or overlaps another array.
             FloatingPointError: With `on_nonfinite="raise"`, if a gradient holds inf or NaN.
+            RuntimeError: If arrays are on a GPU that cannot be used.
                 A step that raises has changed nothing.
         """
         plan = self._bound_plan()
@@ -208,14 +221,18 @@ class Optimizer(ABC):
             type(self)._policy(self),
             None if grad_norm is None else given_norm(grad_norm),
             self._per_group("param_copy", param_copy),
+            found_inf=found_inf,
+            stream=stream,
         )
-        if result.skipped:
+        if type(result) is not _core.StepResult:
+            self._on_device = True
+        elif result.skipped:
             self._skipped_steps += 1
         else:
             self._steps += 1
         return result
 
-    def accumulate(self, grads: Tree = None, *, scale: float = 1.0) -> None:
+    def accumulate(self, grads: Tree = None, *, scale: float = 1.0, stream: Any = None) -> None:
         """Adds gradients to those that the next `step()` uses, in buffers of the optimizer.
 
         The buffers are float32 (float64 for float64 parameters), one per parameter, made at the
@@ -228,6 +245,7 @@ class Optimizer(ABC):
                 that is read stays as it is: clear it between passes (`model.zero_grad()`; the
                 optimizer's `zero_grad` would drop the sums as well).
             scale: Factor of these gradients, finite: `1/n` for the mean of n passes.
+            stream: As for `step`.
 
         Raises:
             TypeError, ValueError, BufferError: As `step` does; nothing has changed then.
@@ -243,7 +261,7 @@ class Optimizer(ABC):
             array([0., 0.], dtype=float32)
         """
         plan = self._bound_plan()
-        plan.accumulate(self._per_group("grads", grads), _SCALE.number("scale", scale))
+        plan.accumulate(self._per_group("grads", grads), _SCALE.number("scale", scale), stream)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Sets each `.grad` to None, or fills it with zeros, and drops accumulated gradients.
@@ -286,11 +304,11 @@ class Optimizer(ABC):
         """A row for each of the decays of a group's arrays."""
         if len(group) != len(self.defaults) + 1:
             raise KeyError
-        pack, decay = type(self)._pack, group["weight_decay"]
+        pack, t, decay = type(self)._pack, self._t_of(group), group["weight_decay"]
         if callable(decay):
-            rows = [pack(group, self._steps, each) for each in decays]
+            rows = [pack(group, t, each) for each in decays]
         else:
-            rows = [pack(group, self._steps, decay)] * len(decays)
+            rows = [pack(group, t, decay)] * len(decays)
         self._check_form(group)  # of values that are in range
         return rows
 
@@ -302,7 +320,7 @@ class Optimizer(ABC):
 
     def _lr_of(self, group: Group) -> float:
         lr = group["lr"]
-        return lr if type(lr) is float else lr_range.at("lr", lr, self._steps)
+        return lr if type(lr) is float else lr_range.at("lr", lr, self._t_of(group))
 
     def _lr_holders(self) -> list[Group]:
         """Where `lr` is kept: groups without a learning rate of their own, else all; defaults."""
@@ -312,13 +330,30 @@ class Optimizer(ABC):
 
     @property
     def steps(self) -> int:
-        """Number of steps that were applied; skipped ones do not count."""
+        """Number of steps that were applied; skipped ones do not count.
+
+        Waits for a GPU that may have skipped some, or replayed a graph, since it was last asked.
+        """
+        self._take_counts()
         return self._steps
 
     @property
     def skipped_steps(self) -> int:
-        """Number of steps that `on_nonfinite="skip"` or `skip_grad_norm` left out."""
+        """Number of steps that `on_nonfinite`, `skip_grad_norm` or `found_inf` left out."""
+        self._take_counts()
         return self._skipped_steps
+
+    def _take_counts(self) -> None:
+        if self._on_device and self._plan is not None:
+            applied, skipped = self._plan.take_counts()
+            self._steps += applied
+            self._skipped_steps += skipped
+
+    def _t_of(self, group: Group) -> int:
+        """The t of functions; without any, a device is not asked for it."""
+        if self._on_device and any(is_function_of_t(group[name]) for name in self._scheduled):
+            self._take_counts()
+        return self._steps
 
     @property
     def lr(self) -> float:
@@ -469,6 +504,7 @@ class Optimizer(ABC):
 
     def __getstate__(self) -> dict[str, Any]:
         self._check_not_accumulated("copy")  # a copy has no sums
+        self._take_counts()
         plan = self._plan
         leaves = []
         if plan is not None:
@@ -498,7 +534,10 @@ def _check_first(name: str, check: Check, value: Any) -> None:
     """What a constructor can check of an argument: not what a function will return."""
     may_be_function = isinstance(check, Scheduled) or check is weight_decay_range
     if not (may_be_function and callable(value) and not isinstance(value, type)):
-        check.at(name, value, 0) if isinstance(check, Scheduled) else check(name, value)
+        if name in READ_THERE:
+            for_step(check, name, value, 0)
+        else:
+            check.at(name, value, 0) if isinstance(check, Scheduled) else check(name, value)
 
 
 def _has_new_decay(group: Group, member: Members) -> bool:

@@ -1,8 +1,8 @@
 """What differs by the library an array comes from. One table; no framework is ever imported.
 
 The compiled core reads any array by itself (NumPy struct, DLPack, buffer protocol). What it cannot
-know is how that library makes an array, what has to happen after a write behind its back, and
-whether its arrays may be written at all.
+know is how that library makes an array, what has to happen after a write behind its back, whether
+its arrays may be written at all, and on which stream of a GPU it works.
 """
 
 from __future__ import annotations
@@ -30,12 +30,15 @@ class Producer(NamedTuple):
             and device, without gradient; None picks the dtype of a state. None if immutable.
         after_write: Called with the list of arrays that were written; None if nothing is to be
             done.
+        current_stream: `(number of a device) -> stream` on which the library works now: a handle,
+            or an object that has one. None if it has none, or its exchange table tells.
     """
 
     name: str
     immutable: bool
     zeros_like: Callable[..., Any] | None
     after_write: Callable[[list[Any]], None] | None
+    current_stream: Callable[[int], Any] | None = None
 
 
 def state_dtype(dtype: str) -> str:
@@ -74,6 +77,7 @@ def _torch(torch: ModuleType) -> Producer:
     # Without it autograd would not notice the write and compute wrong gradients from a graph that
     # saved the old value.
     increment_version = torch.autograd.graph.increment_version
+    stream = getattr(torch._C, "_cuda_getCurrentRawStream", None)  # builds without CUDA lack it
     try:
         increment_version([])
     except (TypeError, AttributeError):  # torch before 2.4 takes one tensor
@@ -82,15 +86,20 @@ def _torch(torch: ModuleType) -> Producer:
             for array in arrays:
                 increment_version(array)
 
-        return Producer("torch", False, zeros_like, after_write)
-    return Producer("torch", False, zeros_like, increment_version)
+        return Producer("torch", False, zeros_like, after_write, stream)
+    return Producer("torch", False, zeros_like, increment_version, stream)
 
 
 def _cupy(cupy: ModuleType) -> Producer:
     def zeros_like(array: Any, dtype: str | None = None) -> Any:
-        return cupy.zeros_like(array, dtype=_dtype_of_state(array, dtype))
+        with array.device:  # not where CuPy happens to be
+            return cupy.zeros_like(array, dtype=_dtype_of_state(array, dtype))
 
-    return Producer("cupy", False, zeros_like, None)
+    def current_stream(device: int) -> Any:
+        with cupy.cuda.Device(device):
+            return cupy.cuda.get_current_stream()
+
+    return Producer("cupy", False, zeros_like, None, current_stream)
 
 
 def _paddle(paddle: ModuleType) -> Producer:
@@ -109,6 +118,12 @@ def _immutable(module: ModuleType) -> Producer:
 
 
 def _zeros_in_numpy(array: Any, dtype: str | None = None) -> Any:
+    device = _core.device(array)
+    if device != "cpu":
+        raise TypeError(
+            f"zeros cannot be made on {device} for an array of {type(array).__module__}, whose "
+            "library is not known; pass buffers of zeros"
+        )
     chosen = _numpy_dtype(_dtype_of_state(array, dtype))
     return np.zeros_like(_core.array_view(array), chosen, order="K")
 
@@ -139,6 +154,16 @@ def producer_of(kind: type) -> Producer:
 _core.set_producer_lookup(producer_of)
 
 
+def dtype_of(array: Any) -> str:
+    """The name of an array's dtype."""
+    return array.dtype if isinstance(array, Stored) else _core.describe(array)[1]
+
+
+def shape_of(array: Any) -> tuple[int, ...]:
+    """The shape of an array."""
+    return array.bits.shape if isinstance(array, Stored) else _core.describe(array)[0]
+
+
 class Stored(NamedTuple):
     """An array out of a file: NumPy has no bfloat16, so that its elements come as uint16."""
 
@@ -147,10 +172,10 @@ class Stored(NamedTuple):
 
 
 def stored(array: Any) -> Stored:
-    """Any array as it would be stored; no copy."""
+    """Any array as it would be stored; no copy unless it is on a device."""
     if isinstance(array, Stored):
         return array
-    return Stored(_core.array_view(array), _core.describe(array)[1])
+    return Stored(_core.to_host(array), _core.describe(array)[1])
 
 
 def copy_like(param: Any, buffer: Any) -> Any:
@@ -160,8 +185,14 @@ def copy_like(param: Any, buffer: Any) -> Any:
     if make is None:
         raise TypeError(f"params: arrays of {type(param).__module__} are immutable")
     made = make(param, dtype)
-    _core.array_view(made, writable=True)[...] = bits
+    _core.write(made, bits)
     return made
+
+
+def check_writable(array: Any) -> None:
+    """Refuses an array of the CPU's that cannot be written."""
+    if _core.device(array) == "cpu":
+        _core.array_view(array, writable=True)
 
 
 def note_writes(arrays: list[Any]) -> None:

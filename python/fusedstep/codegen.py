@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn, SupportsFloat, SupportsInt
 
 from fusedstep import _core
 from fusedstep.hyperparameters import Hyperparameter, given_norm, in_function
 from fusedstep.ranges import Check, Count, Real
-from fusedstep.scheduled import Scheduled
+from fusedstep.scheduled import READ_THERE, Scheduled, for_step
 
 # A row begins with what all rules share; see `_core.Row`.
 ROW_HEAD = ("rescale_grad", "maximize", "grad_clip_norm", "grad_clip_value")
@@ -24,12 +24,14 @@ SCALARS: dict[str, tuple[Check, Any, str]] = {
     "step": (
         Count(0, 2**62),
         0,
-        "Number of steps applied before this one, for all arrays of the call, >= 0.",
+        "Number of steps applied before this one, for all arrays of the call, >= 0. Or an array of "
+        "one number on the device of the parameters, which a step that is applied advances there.",
     ),
     "mu_product": (
         Real(0.0, 1.0, "[]"),
         1.0,
-        "Product of the momenta mu_t of the steps before this one, in [0, 1].",
+        "Product of the momenta mu_t of the steps before this one, in [0, 1]. An array, like "
+        "`step`, if `step` is one.",
     ),
 }
 
@@ -100,12 +102,14 @@ def _row_text(declaration: Declaration, rule: str) -> str:
 
 def _check_text(hyper: Hyperparameter, argument: str = "") -> str:
     name, check = hyper.name, hyper.check
-    call = f"check_{name}.at" if argument and isinstance(check, Scheduled) else f"check_{name}"
     more = argument if argument and isinstance(check, Scheduled) else ""
+    call = f"check_{name}.at(" if more else f"check_{name}("
+    if name in READ_THERE:
+        call = f"for_step(check_{name}, "
     # A default that nobody touched is the same object; this test costs a third of a range check.
     return (
         f"    if {name} is not default_{name} and not ({check.accepts(name)}):\n"
-        f"        {name} = {call}({name!r}, {name}{more})\n"
+        f"        {name} = {call}{name!r}, {name}{more})\n"
     )
 
 
@@ -174,7 +178,7 @@ def _choice_text(
 
 
 def _constants(hypers: tuple[Hyperparameter, ...]) -> dict[str, Any]:
-    constants: dict[str, Any] = {"inf": math.inf}
+    constants: dict[str, Any] = {"inf": math.inf, "for_step": for_step}
     for hyper in hypers:
         constants[f"check_{hyper.name}"] = hyper.check
         constants[f"default_{hyper.name}"] = hyper.default
@@ -204,7 +208,7 @@ _UNUSED = """\
 """
 _CALL = """\
 {unused}    return core_step({rule}, params, grads, ({states}), ({scalars}), ({row}), ({policy}), \
-grad_norm, param_copy)
+grad_norm, param_copy, found_inf, stream)
 """
 
 
@@ -214,7 +218,7 @@ def _refuse_state(function: str, slot: str) -> NoReturn:
 
 def make_step(
     declaration: Declaration, docstring: str, module: dict[str, Any]
-) -> Callable[..., _core.StepResult]:
+) -> Callable[..., _core.StepResult | _core.DeviceStepResult]:
     """The functional step of a class; `module` is the namespace it is defined in."""
     rules, slots = declaration.function_rules, declaration.function_slots
     hypers, scalars = declaration.of_function(), scalars_of(declaration)
@@ -237,7 +241,7 @@ def make_step(
     arguments = [
         *("params", "grads", *(f"{slot}=None" for slot in slots)),
         *(f"{scalar.name}=default_{scalar.name}" for scalar in scalars),
-        *("*", *keywords, "grad_norm=None", "param_copy=None"),
+        *("*", *keywords, "grad_norm=None", "param_copy=None", "found_inf=None", "stream=None"),
     ]
     text = _STEP.format(
         name=declaration.function,
@@ -259,8 +263,11 @@ def scalars_of(declaration: Declaration) -> tuple[Hyperparameter, ...]:
     """The arguments of the functional step that are state, but numbers."""
     names = _union(declaration.function_rules, "scalars")
     scalars = [(name, *SCALARS[name]) for name in names]
+    kinds: dict[type, Any] = {int: SupportsInt, float: SupportsFloat}
     return tuple(
-        Hyperparameter(name, type(default).__name__, type(default), check, doc, default)
+        Hyperparameter(
+            name, kinds[type(default)].__name__, kinds[type(default)], check, doc, default
+        )
         for name, check, default, doc in scalars
     )
 
@@ -270,7 +277,13 @@ def step_annotations(declaration: Declaration) -> dict[str, Any]:
     trees = dict.fromkeys(("params", "grads", *declaration.function_slots), Any)
     hypers = (*scalars_of(declaration), *declaration.of_function())
     given = {hyper.name: hyper.annotation for hyper in hypers}
-    last = {"grad_norm": float | None, "param_copy": Any, "return": _core.StepResult}
+    last = {
+        "grad_norm": SupportsFloat | None,
+        "param_copy": Any,
+        "found_inf": SupportsFloat | None,
+        "stream": Any,
+        "return": _core.StepResult | _core.DeviceStepResult,
+    }
     return trees | given | last
 
 

@@ -477,7 +477,6 @@ def _like(node: Any, path: str, factor: float, sources: list[Any], made: list[An
 def _zeros(array: Any, path: str, factor: float) -> Any:
     try:
         dtype = _core.describe(array)[1]
-        _core.array_view(array)
     except (TypeError, ValueError, BufferError) as error:
         raise type(error)(f"{path}: {error}") from None
     if dtype == "float16" and abs(factor) != 1.0:

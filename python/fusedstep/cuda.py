@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+# As _core says it of an array on a GPU.
 _NOT_BUILT = (
-    "this build of fusedstep has no CUDA: install a wheel that has it, or build it where nvcc is"
+    "this build of fusedstep has no CUDA backend; install one that has, or build it where nvcc is "
+    "(FUSEDSTEP_CUDA=ON)"
 )
 
 

@@ -65,15 +65,21 @@ One step of `{class_name}` on arrays, in place.
     grad_norm: The norm of all gradients, before `rescale_grad`, if the caller has reduced it
         already (over processes or shards): sqrt of the sum of all `sum_squares(grads)`.
     param_copy: float16 or bfloat16 arrays that receive the new parameters, rounded once.
+    found_inf: A number or an array of one element; not 0 skips the step, as a loss scaler asks.
+    stream: For arrays on a GPU, the stream on which the step runs: a handle, or an object that
+        has one. None: the one on which the parameters' library works now.
 
 Returns:
     StepResult: `grad_norm`, `clip_coef`, `skipped`, `grad_norms`, and `state`, the dict to
     splat into the next call{state}.
+    For arrays on a GPU a `DeviceStepResult` with the same attributes, which waits for the step
+    when one of them is read.
 
 Raises:
     TypeError: If an argument is of a wrong kind, a leaf is no array, or trees differ in form.
     ValueError: If a number is out of range, or shapes, dtypes or strides disagree.
     BufferError: If an array to be written is read-only or overlaps another one.
+    RuntimeError: If arrays are on a GPU that cannot be used.
     FloatingPointError: With `on_nonfinite="raise"`, if a gradient holds inf or NaN.
         A call that raises has changed nothing. Messages name the argument, path and value.
 

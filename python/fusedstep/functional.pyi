@@ -1,6 +1,8 @@
 """Signatures of the functional steps; written by `python -m fusedstep._stubs`."""
 
-from fusedstep._core import StepResult
+from typing import Any, SupportsFloat, SupportsInt
+
+from fusedstep._core import DeviceStepResult, StepResult
 from fusedstep.hyperparameters import (
     Alpha,
     Amsgrad,
@@ -33,8 +35,8 @@ def fused_nadam_step(
     grads: Tree,
     exp_avg: Tree = None,
     exp_avg_sq: Tree = None,
-    step: int = 0,
-    mu_product: float = 1.0,
+    step: SupportsInt = 0,
+    mu_product: SupportsFloat = 1.0,
     *,
     lr: LearningRateNow,
     betas: BetasNow = (0.9, 0.999),
@@ -49,9 +51,11 @@ def fused_nadam_step(
     on_nonfinite: OnNonfinite = "propagate",
     grad_clip_scope: GradClipScope = "all",
     skip_grad_norm: SkipGradNorm = None,
-    grad_norm: float | None = None,
+    grad_norm: SupportsFloat | None = None,
     param_copy: Tree = None,
-) -> StepResult:
+    found_inf: SupportsFloat | None = None,
+    stream: Any = None,
+) -> StepResult | DeviceStepResult:
     r"""One step of `NAdam` on arrays, in place.
 
     .. math::
@@ -79,8 +83,11 @@ def fused_nadam_step(
         exp_avg_sq: The state: the same tree, float32 or of its parameter's dtype, with the
             parameter's strides. None (or None leaves): this is the first step, and the parameter's
             own library makes it.
-        step: Number of steps applied before this one, for all arrays of the call, >= 0.
-        mu_product: Product of the momenta mu_t of the steps before this one, in [0, 1].
+        step: Number of steps applied before this one, for all arrays of the call, >= 0. Or an array
+            of one number on the device of the parameters, which a step that is applied advances
+            there.
+        mu_product: Product of the momenta mu_t of the steps before this one, in [0, 1]. An array,
+            like `step`, if `step` is one.
         lr: Learning rate, >= 0. A number; a buffer of one element; or a schedule object (its
             `current_lr`). A function of t belongs to the optimizer objects, which count steps.
         betas: Decay rates of the averages of the gradient and of its square, each in [0, 1). The
@@ -97,7 +104,8 @@ def fused_nadam_step(
             clipping. None: neither.
         grad_clip_value: Largest magnitude of a gradient element, > 0, applied after the norm clip.
             None: no limit.
-        rescale_grad: Multiplies every gradient before anything else is done with it, finite.
+        rescale_grad: Multiplies every gradient before anything else is done with it, finite. A
+            number, or a buffer of one element, read at every step.
         maximize: True ascends instead of descending.
         on_nonfinite: What a step does whose gradients hold inf or NaN: compute with them
             ("propagate"), leave everything as it was ("skip"), or do so and raise
@@ -111,15 +119,21 @@ def fused_nadam_step(
         grad_norm: The norm of all gradients, before `rescale_grad`, if the caller has reduced it
             already (over processes or shards): sqrt of the sum of all `sum_squares(grads)`.
         param_copy: float16 or bfloat16 arrays that receive the new parameters, rounded once.
+        found_inf: A number or an array of one element; not 0 skips the step, as a loss scaler asks.
+        stream: For arrays on a GPU, the stream on which the step runs: a handle, or an object that
+            has one. None: the one on which the parameters' library works now.
 
     Returns:
         StepResult: `grad_norm`, `clip_coef`, `skipped`, `grad_norms`, and `state`, the dict to
         splat into the next call (`exp_avg`, `exp_avg_sq`, `step`, `mu_product`).
+        For arrays on a GPU a `DeviceStepResult` with the same attributes, which waits for the step
+        when one of them is read.
 
     Raises:
         TypeError: If an argument is of a wrong kind, a leaf is no array, or trees differ in form.
         ValueError: If a number is out of range, or shapes, dtypes or strides disagree.
         BufferError: If an array to be written is read-only or overlaps another one.
+        RuntimeError: If arrays are on a GPU that cannot be used.
         FloatingPointError: With `on_nonfinite="raise"`, if a gradient holds inf or NaN.
             A call that raises has changed nothing. Messages name the argument, path and value.
 
@@ -150,7 +164,7 @@ def fused_adam_step(
     exp_avg: Tree = None,
     exp_avg_sq: Tree = None,
     max_exp_avg_sq: Tree = None,
-    step: int = 0,
+    step: SupportsInt = 0,
     *,
     lr: LearningRateNow,
     betas: BetasNow = (0.9, 0.999),
@@ -165,9 +179,11 @@ def fused_adam_step(
     on_nonfinite: OnNonfinite = "propagate",
     grad_clip_scope: GradClipScope = "all",
     skip_grad_norm: SkipGradNorm = None,
-    grad_norm: float | None = None,
+    grad_norm: SupportsFloat | None = None,
     param_copy: Tree = None,
-) -> StepResult:
+    found_inf: SupportsFloat | None = None,
+    stream: Any = None,
+) -> StepResult | DeviceStepResult:
     r"""One step of `Adam` on arrays, in place.
 
     .. math::
@@ -194,7 +210,9 @@ def fused_adam_step(
         max_exp_avg_sq: The state: the same tree, float32 or of its parameter's dtype, with the
             parameter's strides. None (or None leaves): this is the first step, and the parameter's
             own library makes it where its form keeps one.
-        step: Number of steps applied before this one, for all arrays of the call, >= 0.
+        step: Number of steps applied before this one, for all arrays of the call, >= 0. Or an array
+            of one number on the device of the parameters, which a step that is applied advances
+            there.
         lr: Learning rate, >= 0. A number; a buffer of one element; or a schedule object (its
             `current_lr`). A function of t belongs to the optimizer objects, which count steps.
         betas: Decay rates of the averages of the gradient and of its square, each in [0, 1). The
@@ -209,7 +227,8 @@ def fused_adam_step(
             clipping. None: neither.
         grad_clip_value: Largest magnitude of a gradient element, > 0, applied after the norm clip.
             None: no limit.
-        rescale_grad: Multiplies every gradient before anything else is done with it, finite.
+        rescale_grad: Multiplies every gradient before anything else is done with it, finite. A
+            number, or a buffer of one element, read at every step.
         maximize: True ascends instead of descending.
         on_nonfinite: What a step does whose gradients hold inf or NaN: compute with them
             ("propagate"), leave everything as it was ("skip"), or do so and raise
@@ -223,15 +242,21 @@ def fused_adam_step(
         grad_norm: The norm of all gradients, before `rescale_grad`, if the caller has reduced it
             already (over processes or shards): sqrt of the sum of all `sum_squares(grads)`.
         param_copy: float16 or bfloat16 arrays that receive the new parameters, rounded once.
+        found_inf: A number or an array of one element; not 0 skips the step, as a loss scaler asks.
+        stream: For arrays on a GPU, the stream on which the step runs: a handle, or an object that
+            has one. None: the one on which the parameters' library works now.
 
     Returns:
         StepResult: `grad_norm`, `clip_coef`, `skipped`, `grad_norms`, and `state`, the dict to
         splat into the next call (`exp_avg`, `exp_avg_sq`, `max_exp_avg_sq`, `step`).
+        For arrays on a GPU a `DeviceStepResult` with the same attributes, which waits for the step
+        when one of them is read.
 
     Raises:
         TypeError: If an argument is of a wrong kind, a leaf is no array, or trees differ in form.
         ValueError: If a number is out of range, or shapes, dtypes or strides disagree.
         BufferError: If an array to be written is read-only or overlaps another one.
+        RuntimeError: If arrays are on a GPU that cannot be used.
         FloatingPointError: With `on_nonfinite="raise"`, if a gradient holds inf or NaN.
             A call that raises has changed nothing. Messages name the argument, path and value.
 
@@ -262,7 +287,7 @@ def fused_adamw_step(
     exp_avg: Tree = None,
     exp_avg_sq: Tree = None,
     max_exp_avg_sq: Tree = None,
-    step: int = 0,
+    step: SupportsInt = 0,
     *,
     lr: LearningRateNow,
     betas: BetasNow = (0.9, 0.999),
@@ -276,9 +301,11 @@ def fused_adamw_step(
     on_nonfinite: OnNonfinite = "propagate",
     grad_clip_scope: GradClipScope = "all",
     skip_grad_norm: SkipGradNorm = None,
-    grad_norm: float | None = None,
+    grad_norm: SupportsFloat | None = None,
     param_copy: Tree = None,
-) -> StepResult:
+    found_inf: SupportsFloat | None = None,
+    stream: Any = None,
+) -> StepResult | DeviceStepResult:
     r"""One step of `AdamW` on arrays, in place.
 
     .. math::
@@ -304,7 +331,9 @@ def fused_adamw_step(
         max_exp_avg_sq: The state: the same tree, float32 or of its parameter's dtype, with the
             parameter's strides. None (or None leaves): this is the first step, and the parameter's
             own library makes it where its form keeps one.
-        step: Number of steps applied before this one, for all arrays of the call, >= 0.
+        step: Number of steps applied before this one, for all arrays of the call, >= 0. Or an array
+            of one number on the device of the parameters, which a step that is applied advances
+            there.
         lr: Learning rate, >= 0. A number; a buffer of one element; or a schedule object (its
             `current_lr`). A function of t belongs to the optimizer objects, which count steps.
         betas: Decay rates of the averages of the gradient and of its square, each in [0, 1). The
@@ -317,7 +346,8 @@ def fused_adamw_step(
             clipping. None: neither.
         grad_clip_value: Largest magnitude of a gradient element, > 0, applied after the norm clip.
             None: no limit.
-        rescale_grad: Multiplies every gradient before anything else is done with it, finite.
+        rescale_grad: Multiplies every gradient before anything else is done with it, finite. A
+            number, or a buffer of one element, read at every step.
         maximize: True ascends instead of descending.
         on_nonfinite: What a step does whose gradients hold inf or NaN: compute with them
             ("propagate"), leave everything as it was ("skip"), or do so and raise
@@ -331,15 +361,21 @@ def fused_adamw_step(
         grad_norm: The norm of all gradients, before `rescale_grad`, if the caller has reduced it
             already (over processes or shards): sqrt of the sum of all `sum_squares(grads)`.
         param_copy: float16 or bfloat16 arrays that receive the new parameters, rounded once.
+        found_inf: A number or an array of one element; not 0 skips the step, as a loss scaler asks.
+        stream: For arrays on a GPU, the stream on which the step runs: a handle, or an object that
+            has one. None: the one on which the parameters' library works now.
 
     Returns:
         StepResult: `grad_norm`, `clip_coef`, `skipped`, `grad_norms`, and `state`, the dict to
         splat into the next call (`exp_avg`, `exp_avg_sq`, `max_exp_avg_sq`, `step`).
+        For arrays on a GPU a `DeviceStepResult` with the same attributes, which waits for the step
+        when one of them is read.
 
     Raises:
         TypeError: If an argument is of a wrong kind, a leaf is no array, or trees differ in form.
         ValueError: If a number is out of range, or shapes, dtypes or strides disagree.
         BufferError: If an array to be written is read-only or overlaps another one.
+        RuntimeError: If arrays are on a GPU that cannot be used.
         FloatingPointError: With `on_nonfinite="raise"`, if a gradient holds inf or NaN.
             A call that raises has changed nothing. Messages name the argument, path and value.
 
@@ -387,9 +423,11 @@ def fused_rmsprop_step(
     on_nonfinite: OnNonfinite = "propagate",
     grad_clip_scope: GradClipScope = "all",
     skip_grad_norm: SkipGradNorm = None,
-    grad_norm: float | None = None,
+    grad_norm: SupportsFloat | None = None,
     param_copy: Tree = None,
-) -> StepResult:
+    found_inf: SupportsFloat | None = None,
+    stream: Any = None,
+) -> StepResult | DeviceStepResult:
     r"""One step of `RMSprop` on arrays, in place.
 
     .. math::
@@ -441,7 +479,8 @@ def fused_rmsprop_step(
             clipping. None: neither.
         grad_clip_value: Largest magnitude of a gradient element, > 0, applied after the norm clip.
             None: no limit.
-        rescale_grad: Multiplies every gradient before anything else is done with it, finite.
+        rescale_grad: Multiplies every gradient before anything else is done with it, finite. A
+            number, or a buffer of one element, read at every step.
         maximize: True ascends instead of descending.
         on_nonfinite: What a step does whose gradients hold inf or NaN: compute with them
             ("propagate"), leave everything as it was ("skip"), or do so and raise
@@ -455,15 +494,21 @@ def fused_rmsprop_step(
         grad_norm: The norm of all gradients, before `rescale_grad`, if the caller has reduced it
             already (over processes or shards): sqrt of the sum of all `sum_squares(grads)`.
         param_copy: float16 or bfloat16 arrays that receive the new parameters, rounded once.
+        found_inf: A number or an array of one element; not 0 skips the step, as a loss scaler asks.
+        stream: For arrays on a GPU, the stream on which the step runs: a handle, or an object that
+            has one. None: the one on which the parameters' library works now.
 
     Returns:
         StepResult: `grad_norm`, `clip_coef`, `skipped`, `grad_norms`, and `state`, the dict to
         splat into the next call (`square_avg`, `grad_avg`, `momentum_buffer`).
+        For arrays on a GPU a `DeviceStepResult` with the same attributes, which waits for the step
+        when one of them is read.
 
     Raises:
         TypeError: If an argument is of a wrong kind, a leaf is no array, or trees differ in form.
         ValueError: If a number is out of range, or shapes, dtypes or strides disagree.
         BufferError: If an array to be written is read-only or overlaps another one.
+        RuntimeError: If arrays are on a GPU that cannot be used.
         FloatingPointError: With `on_nonfinite="raise"`, if a gradient holds inf or NaN.
             A call that raises has changed nothing. Messages name the argument, path and value.
 
@@ -501,9 +546,11 @@ def fused_sgd_step(
     on_nonfinite: OnNonfinite = "propagate",
     grad_clip_scope: GradClipScope = "all",
     skip_grad_norm: SkipGradNorm = None,
-    grad_norm: float | None = None,
+    grad_norm: SupportsFloat | None = None,
     param_copy: Tree = None,
-) -> StepResult:
+    found_inf: SupportsFloat | None = None,
+    stream: Any = None,
+) -> StepResult | DeviceStepResult:
     r"""One step of `SGD` on arrays, in place.
 
     .. math::
@@ -525,7 +572,8 @@ def fused_sgd_step(
             clipping. None: neither.
         grad_clip_value: Largest magnitude of a gradient element, > 0, applied after the norm clip.
             None: no limit.
-        rescale_grad: Multiplies every gradient before anything else is done with it, finite.
+        rescale_grad: Multiplies every gradient before anything else is done with it, finite. A
+            number, or a buffer of one element, read at every step.
         maximize: True ascends instead of descending.
         on_nonfinite: What a step does whose gradients hold inf or NaN: compute with them
             ("propagate"), leave everything as it was ("skip"), or do so and raise
@@ -539,15 +587,21 @@ def fused_sgd_step(
         grad_norm: The norm of all gradients, before `rescale_grad`, if the caller has reduced it
             already (over processes or shards): sqrt of the sum of all `sum_squares(grads)`.
         param_copy: float16 or bfloat16 arrays that receive the new parameters, rounded once.
+        found_inf: A number or an array of one element; not 0 skips the step, as a loss scaler asks.
+        stream: For arrays on a GPU, the stream on which the step runs: a handle, or an object that
+            has one. None: the one on which the parameters' library works now.
 
     Returns:
         StepResult: `grad_norm`, `clip_coef`, `skipped`, `grad_norms`, and `state`, the dict to
         splat into the next call (empty: the rule keeps none).
+        For arrays on a GPU a `DeviceStepResult` with the same attributes, which waits for the step
+        when one of them is read.
 
     Raises:
         TypeError: If an argument is of a wrong kind, a leaf is no array, or trees differ in form.
         ValueError: If a number is out of range, or shapes, dtypes or strides disagree.
         BufferError: If an array to be written is read-only or overlaps another one.
+        RuntimeError: If arrays are on a GPU that cannot be used.
         FloatingPointError: With `on_nonfinite="raise"`, if a gradient holds inf or NaN.
             A call that raises has changed nothing. Messages name the argument, path and value.
 
@@ -587,9 +641,11 @@ def fused_momentum_step(
     on_nonfinite: OnNonfinite = "propagate",
     grad_clip_scope: GradClipScope = "all",
     skip_grad_norm: SkipGradNorm = None,
-    grad_norm: float | None = None,
+    grad_norm: SupportsFloat | None = None,
     param_copy: Tree = None,
-) -> StepResult:
+    found_inf: SupportsFloat | None = None,
+    stream: Any = None,
+) -> StepResult | DeviceStepResult:
     r"""One step of `Momentum` on arrays, in place.
 
     .. math::
@@ -627,7 +683,8 @@ def fused_momentum_step(
             clipping. None: neither.
         grad_clip_value: Largest magnitude of a gradient element, > 0, applied after the norm clip.
             None: no limit.
-        rescale_grad: Multiplies every gradient before anything else is done with it, finite.
+        rescale_grad: Multiplies every gradient before anything else is done with it, finite. A
+            number, or a buffer of one element, read at every step.
         maximize: True ascends instead of descending.
         on_nonfinite: What a step does whose gradients hold inf or NaN: compute with them
             ("propagate"), leave everything as it was ("skip"), or do so and raise
@@ -641,15 +698,21 @@ def fused_momentum_step(
         grad_norm: The norm of all gradients, before `rescale_grad`, if the caller has reduced it
             already (over processes or shards): sqrt of the sum of all `sum_squares(grads)`.
         param_copy: float16 or bfloat16 arrays that receive the new parameters, rounded once.
+        found_inf: A number or an array of one element; not 0 skips the step, as a loss scaler asks.
+        stream: For arrays on a GPU, the stream on which the step runs: a handle, or an object that
+            has one. None: the one on which the parameters' library works now.
 
     Returns:
         StepResult: `grad_norm`, `clip_coef`, `skipped`, `grad_norms`, and `state`, the dict to
         splat into the next call (`velocity`).
+        For arrays on a GPU a `DeviceStepResult` with the same attributes, which waits for the step
+        when one of them is read.
 
     Raises:
         TypeError: If an argument is of a wrong kind, a leaf is no array, or trees differ in form.
         ValueError: If a number is out of range, or shapes, dtypes or strides disagree.
         BufferError: If an array to be written is read-only or overlaps another one.
+        RuntimeError: If arrays are on a GPU that cannot be used.
         FloatingPointError: With `on_nonfinite="raise"`, if a gradient holds inf or NaN.
             A call that raises has changed nothing. Messages name the argument, path and value.
 
@@ -691,9 +754,11 @@ def fused_nesterov_step(
     on_nonfinite: OnNonfinite = "propagate",
     grad_clip_scope: GradClipScope = "all",
     skip_grad_norm: SkipGradNorm = None,
-    grad_norm: float | None = None,
+    grad_norm: SupportsFloat | None = None,
     param_copy: Tree = None,
-) -> StepResult:
+    found_inf: SupportsFloat | None = None,
+    stream: Any = None,
+) -> StepResult | DeviceStepResult:
     r"""One step of `MomentumNesterov` on arrays, in place.
 
     .. math::
@@ -734,7 +799,8 @@ def fused_nesterov_step(
             clipping. None: neither.
         grad_clip_value: Largest magnitude of a gradient element, > 0, applied after the norm clip.
             None: no limit.
-        rescale_grad: Multiplies every gradient before anything else is done with it, finite.
+        rescale_grad: Multiplies every gradient before anything else is done with it, finite. A
+            number, or a buffer of one element, read at every step.
         maximize: True ascends instead of descending.
         on_nonfinite: What a step does whose gradients hold inf or NaN: compute with them
             ("propagate"), leave everything as it was ("skip"), or do so and raise
@@ -748,15 +814,21 @@ def fused_nesterov_step(
         grad_norm: The norm of all gradients, before `rescale_grad`, if the caller has reduced it
             already (over processes or shards): sqrt of the sum of all `sum_squares(grads)`.
         param_copy: float16 or bfloat16 arrays that receive the new parameters, rounded once.
+        found_inf: A number or an array of one element; not 0 skips the step, as a loss scaler asks.
+        stream: For arrays on a GPU, the stream on which the step runs: a handle, or an object that
+            has one. None: the one on which the parameters' library works now.
 
     Returns:
         StepResult: `grad_norm`, `clip_coef`, `skipped`, `grad_norms`, and `state`, the dict to
         splat into the next call (`velocity`).
+        For arrays on a GPU a `DeviceStepResult` with the same attributes, which waits for the step
+        when one of them is read.
 
     Raises:
         TypeError: If an argument is of a wrong kind, a leaf is no array, or trees differ in form.
         ValueError: If a number is out of range, or shapes, dtypes or strides disagree.
         BufferError: If an array to be written is read-only or overlaps another one.
+        RuntimeError: If arrays are on a GPU that cannot be used.
         FloatingPointError: With `on_nonfinite="raise"`, if a gradient holds inf or NaN.
             A call that raises has changed nothing. Messages name the argument, path and value.
 

@@ -17,7 +17,9 @@ from fusedstep.scheduled import (
     BetasRange,
     LearningRateRange,
     MomentumRange,
+    Scale,
     is_buffer,
+    is_on_device,
     read_number,
 )
 from fusedstep.schedules import MomentumSchedule, Schedule
@@ -164,9 +166,10 @@ GradClipValue = Annotated[
     "Largest magnitude of a gradient element, > 0, applied after the norm clip. None: no limit.",
 ]
 RescaleGrad = Annotated[
-    float,
-    Real(-math.inf, math.inf, "()"),
-    "Multiplies every gradient before anything else is done with it, finite.",
+    SupportsFloat,
+    Scale(-math.inf, math.inf, "()"),
+    "Multiplies every gradient before anything else is done with it, finite. A number, or a buffer "
+    "of one element, read at every step.",
 ]
 Maximize = Annotated[bool, Flag(), "True ascends instead of descending."]
 OnNonfinite = Annotated[
@@ -225,9 +228,11 @@ def in_function(hyper: Hyperparameter) -> Hyperparameter:
     )
 
 
-def given_norm(grad_norm: Any) -> float | None:
-    """The `grad_norm` argument of a step as a number."""
+def given_norm(grad_norm: Any) -> Any:
+    """The `grad_norm` argument of a step as a number, or a buffer that a device reads."""
     if grad_norm is None or (type(grad_norm) is float and grad_norm >= 0.0):
+        return grad_norm
+    if is_on_device("grad_norm", grad_norm):
         return grad_norm
     if is_buffer(grad_norm):
         grad_norm = read_number("grad_norm", grad_norm)

@@ -9,24 +9,44 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from fusedstep import _core
-from fusedstep.ranges import Real, shown
+from fusedstep.ranges import Check, Real, shown
 from fusedstep.schedules import MomentumSchedule, Schedule
 
 AnySchedule: TypeAlias = Schedule | MomentumSchedule
 
+# Arguments that may be a buffer of one element on the device of the parameters, where a step reads
+# them by itself: nobody waits, and nobody checks their range.
+READ_THERE = frozenset({"lr", "rescale_grad", "step", "mu_product"})
+
 
 def read_number(name: str, buffer: Any) -> float:
     """The one element of an array."""
-    try:
-        return _core.read_scalar(buffer)
-    except (TypeError, ValueError, BufferError) as error:
-        raise type(error)(f"{name}: {error}") from None
+    return _core.read_scalar(buffer, name)
 
 
 def is_buffer(value: object) -> bool:
     """An array, and no number that could pass for one."""
     plain = value is None or isinstance(value, (numbers.Number, np.generic, str))
     return not plain and _core.is_array(value)
+
+
+def is_on_device(name: str, value: object) -> bool:
+    """A buffer that is not in CPU memory: what is in it is not for the host to ask, if it can."""
+    return is_buffer(value) and _core.device(value, name) != "cpu"
+
+
+def is_function_of_t(value: object) -> bool:
+    """A function, or a pair with one: what has to know how many steps were applied."""
+    first = value[0] if isinstance(value, (tuple, list)) and value else value
+    return callable(first)
+
+
+class Scale(Real):
+    """A number in an interval, or a buffer of one element."""
+
+    def __call__(self, name: str, value: Any) -> float | None:
+        """The number now."""
+        return self.number(name, read_number(name, value) if is_buffer(value) else value)
 
 
 class Scheduled(Real):
@@ -158,3 +178,10 @@ class BetasRange(Scheduled):
     def restored(self, mine: Any, saved: Any) -> Any:
         """Numbers change, a schedule stays."""
         return (self._first.restored(mine[0], saved[0]), saved[1])
+
+
+def for_step(check: Check, name: str, value: Any, t: int | None = None) -> Any:
+    """What the compiled core gets of an argument of which `READ_THERE` has the name."""
+    if is_on_device(name, value):
+        return value
+    return check.at(name, value, t) if isinstance(check, Scheduled) else check(name, value)

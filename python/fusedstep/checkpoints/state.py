@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fusedstep import _core
-from fusedstep.buffers import Stored, copy_like, note_writes, stored
+from fusedstep.buffers import (
+    Stored,
+    check_writable,
+    copy_like,
+    dtype_of,
+    note_writes,
+    shape_of,
+)
 from fusedstep.codegen import SCALARS
 from fusedstep.groups import (
     Group,
@@ -27,8 +34,6 @@ from fusedstep.scheduled import AnySchedule, Scheduled, is_buffer, read_number
 from fusedstep.schedules import MomentumSchedule, Schedule
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from fusedstep.base import Optimizer
 
 # Stands for a `weight_decay`, a learning rate or a momentum that is a function: its code cannot be
@@ -120,8 +125,7 @@ class Restored:
             if not isinstance(state, Mapping) or not isinstance(state.get(name), kind):
                 raise ValueError(f"state_dict: expected a dict with {name!r} as of state_dict()")
         self.schedules: dict[int, tuple[AnySchedule, Mapping[str, Any]]] = {}
-        self.writes: list[tuple[NDArray[Any], Any]] = []
-        self.written: list[Any] = []  # the arrays that they go to
+        self.writes: list[tuple[Any, Any]] = []  # arrays, and what goes into them
         self.groups = self._read_groups(state["param_groups"])
         self.plan = make_plan(self.groups, optimizer._grouped, optimizer.declaration.slots)
         check_unchanged(self.plan, [plan.leaf(leaf) for leaf in range(len(plan))])
@@ -138,7 +142,7 @@ class Restored:
         """Writes everything into the optimizer and its arrays."""
         optimizer = self.optimizer
         for target, value in self.writes:
-            target[...] = value
+            _core.write(target, value)
         for schedule, saved in self.schedules.values():
             schedule.load_state_dict(saved)
         for group, new in zip(optimizer.param_groups, self.groups, strict=True):
@@ -148,7 +152,7 @@ class Restored:
         optimizer._bind(self.plan, optimizer._keys, self.members)
         optimizer._steps, optimizer._skipped_steps = self.steps, self.skipped_steps
         vars(optimizer).update(self.policy)
-        note_writes(self.written)
+        note_writes([target for target, _ in self.writes])
 
     # --- param groups ---
 
@@ -173,7 +177,11 @@ class Restored:
             if isinstance(hyper.check, Scheduled):
                 new[hyper.name] = self._read_scheduled(where, hyper, group[hyper.name], entry)
             elif entry[hyper.name] != FUNCTION:
-                new[hyper.name] = hyper.check(f"{where}[{hyper.name!r}]", entry[hyper.name])
+                place, mine = f"{where}[{hyper.name!r}]", group[hyper.name]
+                new[hyper.name] = hyper.check(place, entry[hyper.name])
+                if is_buffer(mine):
+                    self._write_number(place, mine, new[hyper.name])
+                    new[hyper.name] = mine
         if (entry["weight_decay"] == FUNCTION) != callable(group["weight_decay"]):
             raise ValueError(
                 f"{where}['weight_decay']: the saved one was {shown(entry['weight_decay'])}, here "
@@ -229,13 +237,13 @@ class Restored:
             )
 
     def _write_number(self, where: str, buffer: Any, number: float) -> None:
-        target, dtype = _core.array_view(buffer, writable=True), _core.describe(buffer)[1]
+        check_writable(buffer)
+        dtype = dtype_of(buffer)
         with np.errstate(over="ignore"):
-            exact = dtype != "bfloat16" and float(target.dtype.type(number)) == number
+            exact = dtype != "bfloat16" and float(np.dtype(dtype).type(number)) == number
         if not exact:
             raise ValueError(f"{where}: a {dtype} buffer cannot hold {number!r} exactly")
-        self.writes.append((target, number))
-        self.written.append(buffer)
+        self.writes.append((buffer, number))
 
     # --- arrays ---
 
@@ -269,16 +277,16 @@ class Restored:
         """Prepares the writes of parameters."""
         arrays = [self.plan.leaf(leaf) for leaf in range(len(self.plan))]
         for key, array in zip(self.optimizer._keys, arrays, strict=True):
-            where, dtype, found = f"params[{key!r}]", stored(array).dtype, saved.get(key)
+            where, dtype, found = f"params[{key!r}]", dtype_of(array), saved.get(key)
             if found is None:
                 raise ValueError(f"{where}: there is no such array")
             check_buffer(where, array, found)
             if dtype != found.dtype:
                 raise ValueError(f"{where}: expected dtype {dtype}, got {found.dtype}")
-            if stored(array).bits.dtype != found.bits.dtype:
+            if np.dtype("uint16" if dtype == "bfloat16" else dtype) != found.bits.dtype:
                 raise ValueError(f"{where}: its elements are {found.bits.dtype}, not {dtype}")
-            self.writes.append((_core.array_view(array, writable=True), found.bits))
-        self.written += arrays
+            check_writable(array)
+            self.writes.append((array, found.bits))
 
 
 def _leader(saved: Any) -> str:
@@ -297,10 +305,10 @@ def check_buffer(where: str, param: Any, buffer: Any) -> None:
     if not isinstance(buffer, Stored) and not is_buffer(buffer):
         raise TypeError(f"{where}: expected an array, got {shown(buffer)}")
     try:
-        found = stored(buffer).bits.shape
+        found = shape_of(buffer)
     except (TypeError, ValueError, BufferError) as error:
         raise type(error)(f"{where}: {str(error).removeprefix('array: ')}") from error
-    shape = stored(param).bits.shape
+    shape = shape_of(param)
     if shape != found:
         raise ValueError(f"{where}: expected shape {shape}, got {found}")
 

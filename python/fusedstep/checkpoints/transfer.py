@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fusedstep import _core
-from fusedstep.buffers import Stored, copy_like, state_dtype, stored
+from fusedstep.buffers import Stored, copy_like, dtype_of, state_dtype, stored
 from fusedstep.checkpoints.state import check_buffer, scalar, scalars_of, settled_plan
 from fusedstep.groups import assign_rows, dotted, make_plan
 
@@ -82,11 +82,12 @@ def _spelt(name: str, path: _Path) -> str:
 def _as_state(where: str, param: Any, buffer: Any) -> Any:
     """A copy in the form of the parameter, in a dtype that its state may have."""
     check_buffer(where, param, buffer)
-    own, (bits, dtype) = stored(param).dtype, stored(buffer)
+    own, dtype = dtype_of(param), dtype_of(buffer)
     half = own == "float32" and dtype in {"float16", "bfloat16"}
     wanted = state_dtype(own)
     if half or dtype in {own, wanted}:
         return copy_like(param, buffer)
+    bits = stored(buffer).bits
     try:
         with np.errstate(all="ignore", over="raise"):
             return copy_like(param, Stored(_values(bits, dtype).astype(wanted), wanted))

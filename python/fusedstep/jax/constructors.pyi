@@ -80,7 +80,8 @@ def nadam(
             clipping. None: neither.
         grad_clip_value: Largest magnitude of a gradient element, > 0, applied after the norm clip.
             None: no limit.
-        rescale_grad: Multiplies every gradient before anything else is done with it, finite.
+        rescale_grad: Multiplies every gradient before anything else is done with it, finite. A
+            number, or a buffer of one element, read at every step.
         maximize: True ascends instead of descending.
         on_nonfinite: What a step does whose gradients hold inf or NaN: compute with them
             ("propagate"), or leave everything as it was ("skip"), which the device decides.
@@ -164,7 +165,8 @@ def adam(
             clipping. None: neither.
         grad_clip_value: Largest magnitude of a gradient element, > 0, applied after the norm clip.
             None: no limit.
-        rescale_grad: Multiplies every gradient before anything else is done with it, finite.
+        rescale_grad: Multiplies every gradient before anything else is done with it, finite. A
+            number, or a buffer of one element, read at every step.
         maximize: True ascends instead of descending.
         on_nonfinite: What a step does whose gradients hold inf or NaN: compute with them
             ("propagate"), or leave everything as it was ("skip"), which the device decides.
@@ -244,7 +246,8 @@ def adamw(
             clipping. None: neither.
         grad_clip_value: Largest magnitude of a gradient element, > 0, applied after the norm clip.
             None: no limit.
-        rescale_grad: Multiplies every gradient before anything else is done with it, finite.
+        rescale_grad: Multiplies every gradient before anything else is done with it, finite. A
+            number, or a buffer of one element, read at every step.
         maximize: True ascends instead of descending.
         on_nonfinite: What a step does whose gradients hold inf or NaN: compute with them
             ("propagate"), or leave everything as it was ("skip"), which the device decides.
@@ -342,7 +345,8 @@ def rmsprop(
             clipping. None: neither.
         grad_clip_value: Largest magnitude of a gradient element, > 0, applied after the norm clip.
             None: no limit.
-        rescale_grad: Multiplies every gradient before anything else is done with it, finite.
+        rescale_grad: Multiplies every gradient before anything else is done with it, finite. A
+            number, or a buffer of one element, read at every step.
         maximize: True ascends instead of descending.
         on_nonfinite: What a step does whose gradients hold inf or NaN: compute with them
             ("propagate"), or leave everything as it was ("skip"), which the device decides.
@@ -421,7 +425,8 @@ def sgd(
             clipping. None: neither.
         grad_clip_value: Largest magnitude of a gradient element, > 0, applied after the norm clip.
             None: no limit.
-        rescale_grad: Multiplies every gradient before anything else is done with it, finite.
+        rescale_grad: Multiplies every gradient before anything else is done with it, finite. A
+            number, or a buffer of one element, read at every step.
         maximize: True ascends instead of descending.
         on_nonfinite: What a step does whose gradients hold inf or NaN: compute with them
             ("propagate"), or leave everything as it was ("skip"), which the device decides.
@@ -508,7 +513,8 @@ def momentum(
             clipping. None: neither.
         grad_clip_value: Largest magnitude of a gradient element, > 0, applied after the norm clip.
             None: no limit.
-        rescale_grad: Multiplies every gradient before anything else is done with it, finite.
+        rescale_grad: Multiplies every gradient before anything else is done with it, finite. A
+            number, or a buffer of one element, read at every step.
         maximize: True ascends instead of descending.
         on_nonfinite: What a step does whose gradients hold inf or NaN: compute with them
             ("propagate"), or leave everything as it was ("skip"), which the device decides.
@@ -598,7 +604,8 @@ def nesterov(
             clipping. None: neither.
         grad_clip_value: Largest magnitude of a gradient element, > 0, applied after the norm clip.
             None: no limit.
-        rescale_grad: Multiplies every gradient before anything else is done with it, finite.
+        rescale_grad: Multiplies every gradient before anything else is done with it, finite. A
+            number, or a buffer of one element, read at every step.
         maximize: True ascends instead of descending.
         on_nonfinite: What a step does whose gradients hold inf or NaN: compute with them
             ("propagate"), or leave everything as it was ("skip"), which the device decides.

@@ -109,7 +109,7 @@ class Shared:
     exposed = False
     bound: Bound | None = None
     observer: Observer | None = None
-    last: _core.StepResult | None = None
+    last: _core.StepResult | _core.DeviceStepResult | None = None
     skipped_steps = 0
 
 
@@ -141,7 +141,7 @@ class Optimizer(torch.optim.Optimizer):
     master_weights: bool
     norm_in_backward: bool
     fused_unscale: bool | None
-    last: _core.StepResult | None = _in_shared("last")
+    last: _core.StepResult | _core.DeviceStepResult | None = _in_shared("last")
     _state: defaultdict[Any, Any] = _in_shared("state")
     _ahead: bool = _in_shared("ahead")
     _exposed: bool = _in_shared("exposed")
@@ -270,7 +270,7 @@ class Optimizer(torch.optim.Optimizer):
         rows: list[tuple[int, _core.Row]],
         policy: _core.Policy,
         norm: float | None,
-    ) -> _core.StepResult:
+    ) -> _core.StepResult | _core.DeviceStepResult:
         """The call into the core, and what is to be done around it where it needs help."""
         trees = copies = None
         if grads is not None:
@@ -292,7 +292,7 @@ class Optimizer(torch.optim.Optimizer):
                     leaf.written()
         return result
 
-    def _finish(self, result: _core.StepResult) -> None:
+    def _finish(self, result: _core.StepResult | _core.DeviceStepResult) -> None:
         shared = self._shared
         shared.last = result
         if result.skipped:
