@@ -60,7 +60,8 @@ class SGD(Optimizer):
             clipping. None: neither.
         grad_clip_value: Largest magnitude of a gradient element, > 0, applied after the norm clip.
             None: no limit.
-        rescale_grad: Multiplies every gradient before anything else is done with it, finite.
+        rescale_grad: Multiplies every gradient before anything else is done with it, finite. A
+            number, or a buffer of one element, read at every step.
         on_nonfinite: What a step does whose gradients hold inf or NaN: compute with them
             ("propagate"), leave everything as it was ("skip"), or do so and raise
             FloatingPointError ("raise").
@@ -176,7 +177,8 @@ class Momentum(Optimizer):
             clipping. None: neither.
         grad_clip_value: Largest magnitude of a gradient element, > 0, applied after the norm clip.
             None: no limit.
-        rescale_grad: Multiplies every gradient before anything else is done with it, finite.
+        rescale_grad: Multiplies every gradient before anything else is done with it, finite. A
+            number, or a buffer of one element, read at every step.
         on_nonfinite: What a step does whose gradients hold inf or NaN: compute with them
             ("propagate"), leave everything as it was ("skip"), or do so and raise
             FloatingPointError ("raise").
@@ -297,7 +299,8 @@ class MomentumNesterov(Optimizer):
             clipping. None: neither.
         grad_clip_value: Largest magnitude of a gradient element, > 0, applied after the norm clip.
             None: no limit.
-        rescale_grad: Multiplies every gradient before anything else is done with it, finite.
+        rescale_grad: Multiplies every gradient before anything else is done with it, finite. A
+            number, or a buffer of one element, read at every step.
         on_nonfinite: What a step does whose gradients hold inf or NaN: compute with them
             ("propagate"), leave everything as it was ("skip"), or do so and raise
             FloatingPointError ("raise").
@@ -419,7 +422,8 @@ class NAdam(Optimizer):
             clipping. None: neither.
         grad_clip_value: Largest magnitude of a gradient element, > 0, applied after the norm clip.
             None: no limit.
-        rescale_grad: Multiplies every gradient before anything else is done with it, finite.
+        rescale_grad: Multiplies every gradient before anything else is done with it, finite. A
+            number, or a buffer of one element, read at every step.
         on_nonfinite: What a step does whose gradients hold inf or NaN: compute with them
             ("propagate"), leave everything as it was ("skip"), or do so and raise
             FloatingPointError ("raise").
@@ -540,7 +544,8 @@ class Adam(Optimizer):
             clipping. None: neither.
         grad_clip_value: Largest magnitude of a gradient element, > 0, applied after the norm clip.
             None: no limit.
-        rescale_grad: Multiplies every gradient before anything else is done with it, finite.
+        rescale_grad: Multiplies every gradient before anything else is done with it, finite. A
+            number, or a buffer of one element, read at every step.
         on_nonfinite: What a step does whose gradients hold inf or NaN: compute with them
             ("propagate"), leave everything as it was ("skip"), or do so and raise
             FloatingPointError ("raise").
@@ -660,7 +665,8 @@ class AdamW(Optimizer):
             clipping. None: neither.
         grad_clip_value: Largest magnitude of a gradient element, > 0, applied after the norm clip.
             None: no limit.
-        rescale_grad: Multiplies every gradient before anything else is done with it, finite.
+        rescale_grad: Multiplies every gradient before anything else is done with it, finite. A
+            number, or a buffer of one element, read at every step.
         on_nonfinite: What a step does whose gradients hold inf or NaN: compute with them
             ("propagate"), leave everything as it was ("skip"), or do so and raise
             FloatingPointError ("raise").
@@ -791,7 +797,8 @@ class RMSprop(Optimizer):
             clipping. None: neither.
         grad_clip_value: Largest magnitude of a gradient element, > 0, applied after the norm clip.
             None: no limit.
-        rescale_grad: Multiplies every gradient before anything else is done with it, finite.
+        rescale_grad: Multiplies every gradient before anything else is done with it, finite. A
+            number, or a buffer of one element, read at every step.
         on_nonfinite: What a step does whose gradients hold inf or NaN: compute with them
             ("propagate"), leave everything as it was ("skip"), or do so and raise
             FloatingPointError ("raise").
