@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import zlib
 import shutil
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
