@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -93,8 +94,11 @@ def threads() -> Iterator[None]:
 
 
 @pytest.fixture
-def emulator() -> Iterator[device_arrays.Emulator]:
-    """The emulated device, as after loading; the test fails if something was done wrong to it."""
+def emulator(request: pytest.FixtureRequest) -> Iterator[device_arrays.Emulator]:
+    """The emulated device, as after loading; the test fails if something was done wrong to it.
+
+    Threads, blocks and streams run in random order, which is another one in each test.
+    """
     if device_arrays.find_module() is None:
         if "FUSEDSTEP_EMULATOR" in os.environ:
             pytest.fail("the emulator is not in FUSEDSTEP_EMULATOR")
@@ -102,6 +106,8 @@ def emulator() -> Iterator[device_arrays.Emulator]:
     device_arrays.current_streams.clear()
     with device_arrays.installed() as found:
         found.reset()
+        seed = zlib.crc32(request.node.nodeid.encode())
+        found.set(order=device_arrays.ORDERS["random"], seed=seed)
         yield found
         found.check()
         found.reset()

@@ -395,6 +395,4 @@ def _current_stream(device: int) -> int:
 
 
 def _producer(_module: ModuleType) -> buffers.Producer:
-    columns = {"name": __name__, "zeros_like": _zeros_like, "current_stream": _current_stream}
-    known = {name: columns[name] for name in columns if name in buffers.Producer._fields}
-    return buffers._UNKNOWN._replace(**known)
+    return buffers.Producer(__name__, False, _zeros_like, None, _current_stream)

@@ -15,12 +15,14 @@ __device__ __forceinline__ bool is_last_block(Control* control) {
   __shared__ bool last;
   __syncthreads();
   if (threadIdx.x == 0) {
-    __threadfence();  // also for what the others wrote before the barrier
+    // The fences of the thread that counts: they order what its block did before, and does after,
+    // the barriers around them.
+    __threadfence();
     last = atomicAdd(&control->finished, 1u) == gridDim.x - 1;
     if (last) control->finished = 0;
+    __threadfence();
   }
   __syncthreads();
-  if (last) __threadfence();
   return last;
 }
 

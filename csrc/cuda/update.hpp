@@ -236,6 +236,7 @@ __device__ __forceinline__ void update_blocks(const RowConstants& row, const Buf
         largest[s] = magnitude > largest[s] ? magnitude : largest[s];
       }
     }
+    __syncwarp();  // all have read the old ones: a shuffle orders nothing in memory
 #pragma unroll
     for (int s = 0; s < slots; ++s) {
       new_scales[s] = scale_of_block(largest_in_warp(largest[s]));

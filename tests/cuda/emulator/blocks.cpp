@@ -287,25 +287,31 @@ void run_blocks(Grid& grid) {
     run_block(grid, turn, thread, fibers);
 }
 
-/// For ThreadSanitizer: threads of the system and fibers of its own for each block, all of which
-/// exist before the first one is waited for, so that nothing orders blocks but what the kernel
-/// does. (A fiber that has been in a block has seen what that did.)
-void run_blocks_apart(Grid& grid, int at_once) {
-  std::vector<std::thread> threads;
+/// For ThreadSanitizer: a thread of the system and fibers of its own for each block, all of which
+/// exist before the first one runs, so that nothing orders blocks but what the kernel does. (A
+/// fiber that has been in a block has seen what that did.) They run one after the other all the
+/// same. In larger grids some blocks share them, and are ordered.
+void run_blocks_apart(Grid& grid) {
+  constexpr unsigned most_fibers = 2048;  // each takes a megabyte
+  const auto count = static_cast<unsigned>(grid.order.size());
+  const unsigned size = count_of(grid.kernel.block);
+  const unsigned sets = std::min(count, std::max(most_fibers / size, 2u));
   std::vector<Fibers> fibers;
-  for (unsigned i = 0; i < grid.order.size(); ++i) fibers.emplace_back(count_of(grid.kernel.block));
-  std::atomic<unsigned> begun{0}, ended{0};
-  const auto ahead = static_cast<unsigned>(std::max(at_once, 2));
-  for (unsigned i = 0; i < grid.order.size(); ++i) {
-    threads.emplace_back([&] {
-      const unsigned turn = begun++;
-      while (turn >= ended + ahead) std::this_thread::yield();
+  for (unsigned i = 0; i < sets; ++i) fibers.emplace_back(size);
+  std::vector<Gate> gates(sets);
+  std::vector<std::thread> threads;
+  for (unsigned set = 0; set < sets; ++set) {
+    threads.emplace_back([&, set] {
+      gates[set].wait();
       BorrowedThread thread(grid.kernel.function);
-      if (!grid.failed) run_block(grid, turn, thread, fibers[turn]);
-      ++ended;
+      for (unsigned turn = set; turn < count && !grid.failed; turn += sets)
+        run_block(grid, turn, thread, fibers[set]);
     });
   }
-  for (std::thread& thread : threads) thread.join();
+  for (unsigned set = 0; set < sets; ++set) {
+    gates[set].open();
+    threads[set].join();
+  }
 }
 
 }  // namespace
@@ -317,7 +323,7 @@ std::string run(const Kernel& kernel, const Schedule& schedule) {
             std::vector<std::string>(count)};
   const auto wanted = std::min(static_cast<unsigned>(std::max(schedule.workers, 1)), count);
   if constexpr (with_tsan) {
-    run_blocks_apart(grid, schedule.workers);
+    run_blocks_apart(grid);
   } else if (wanted == 1) {
     run_blocks(grid);  // waking another thread up takes longer than running a small kernel
   } else {

@@ -222,7 +222,7 @@ void emulator_reset() {
   const std::lock_guard<std::recursive_mutex> lock(machine().mutex);
   Machine& m = machine();
   run_everything();
-  forget_captures();
+  forget_streams();
   m.settings = Settings{};
   m.calls.clear();
   m.ordered.clear();

@@ -69,7 +69,7 @@ std::int64_t count_memory(const std::string& what);
 
 // --- streams.cpp ---
 void run_everything();
-void forget_captures();
+void forget_streams();
 std::int64_t count_pending();
 /// Whether this thread must not call what a capture could not see; such a call ends the capture.
 bool is_forbidden_while_capturing();

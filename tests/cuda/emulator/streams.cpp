@@ -153,7 +153,8 @@ bool is_forbidden_while_capturing() {
   return forbidden;
 }
 
-void forget_captures() {
+void forget_streams() {
+  streams().random = 1;
   for (Stream* stream : all_streams()) stream->capture.reset();
 }
 

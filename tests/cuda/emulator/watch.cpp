@@ -1,6 +1,8 @@
 #include "watch.hpp"
 
-#include <link.h>
+#include <linux/futex.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include <cstdint>
 #include <cstring>
@@ -68,6 +70,16 @@ void Fences::forget() {
 void Fences::forget() {}
 
 #endif
+
+void Gate::wait() {
+  while (!__atomic_load_n(&open_, __ATOMIC_ACQUIRE))
+    syscall(SYS_futex, &open_, FUTEX_WAIT_PRIVATE, 0, nullptr, nullptr, 0);
+}
+
+void Gate::open() {
+  __atomic_store_n(&open_, 1, __ATOMIC_RELEASE);
+  syscall(SYS_futex, &open_, FUTEX_WAKE_PRIVATE, 1, nullptr, nullptr, 0);
+}
 
 int BorrowedThread::find(dl_phdr_info* module, std::size_t /*size*/, void* variables) {
   auto& wanted = *static_cast<Variables*>(variables);

@@ -3,6 +3,7 @@
 
 #include <cfenv>
 #include <cstddef>
+#include <cstdint>
 #include <vector>
 
 /// What sanitizers have to be told of a kernel, and cannot see.
@@ -51,6 +52,16 @@ class Fences {
   void* acquirer_ = nullptr;
 };
 Fences& current_fences();
+
+/// Lets a thread of the system wait, in a way that ThreadSanitizer does not take for an order.
+class Gate {
+ public:
+  void wait();
+  void open();
+
+ private:
+  std::uint32_t open_ = 0;
+};
 
 /// A thread of the system while it runs a kernel. Its thread-local variables, of the module that
 /// the kernel is in, serve as __shared__ ones (and as the emulator's own, which every block sets);
