@@ -11,8 +11,9 @@ namespace fusedstep::cuda {
 namespace {
 
 /// Blocks per multiprocessor that there are registers for, at least: as many as do without
-/// spilling. [state buffers][access]
-constexpr int blocks_by_need[max_slots + 1][3] = {{8, 8, 8}, {8, 6, 5}, {5, 5, 4}, {5, 4, 4}};
+/// spilling on any architecture (tests/test_cuda_source.py). [state buffers][access]
+[[maybe_unused]] constexpr int blocks_by_need[max_slots + 1][3] = {
+    {8, 8, 8}, {8, 6, 6}, {6, 4, 4}, {5, 4, 4}};
 
 template <class Rule>
 constexpr int blocks_for(Tag<Rule> /*rule*/, Access access) {
@@ -33,7 +34,7 @@ __device__ __forceinline__ void update_chunk(const Step& step, const Table& tabl
   if constexpr (access == Access::float32) update_by_vectors<Uniform<float>, Rule>(constants, at);
   if constexpr (access == Access::float64) update_by_vectors<Uniform<double>, Rule>(constants, at);
   if constexpr (access == Access::mixed) update_by_vectors<Mixed, Rule>(constants, at);
-  if (step.sums == StepCall::Sums::of_results) report_sum(table, t, at);
+  if (step.sums == StepCall::Sums::of_results) report_sum<access>(table, t, at);
 }
 
 /// One chunk per block. `Rows` is Tag<Rule> or the list of rules.
@@ -108,11 +109,19 @@ Kernel find(RuleList<All...> /*rules*/, std::integer_sequence<int, index...> /*i
   return found;
 }
 
+/// `own`: this is the last shard.
+template <class All, bool own>
+Kernel kernel_of_all() {
+  if constexpr (own) return update<All, Access::any>;
+  return nullptr;
+}
+
 }  // namespace
 
 template <>
 Kernel kernel_of_shard<FUSEDSTEP_SHARD>(int rule, Access access) {
-  if constexpr (FUSEDSTEP_SHARD == num_shards) return update<Rules, Access::any>;
+  constexpr bool is_last = FUSEDSTEP_SHARD == num_shards;
+  if (is_last) return kernel_of_all<Rules, is_last>();
   return find(Rules{}, std::make_integer_sequence<int, Rules::size>{}, rule, access);
 }
 

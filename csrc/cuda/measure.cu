@@ -15,7 +15,7 @@ __global__ void __launch_bounds__(threads, 5) measure(const __grid_constant__ Ar
     double* const own = table.chunk_sums(t);
     const std::uint32_t k = chunk - table.first_chunks()[t];
     const bool known = step.sums == StepCall::Sums::of_gradients;
-    const double sum = known ? own[k] : sum_chunk(grad_of(table, chunk));
+    const double sum = known ? own[k] : sum_chunk<far_ahead>(grad_of(table, chunk));
     if (threadIdx.x == 0) {
       step.chunk_sums[chunk] = sum;
       if (own && !known) own[k] = sum;
