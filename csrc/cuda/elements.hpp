@@ -12,6 +12,16 @@ namespace fusedstep::cuda {
 
 // --- one element ------------------------------------------------------------------------------
 
+/// An address in a buffer. They come from the table, so that the compiler does not know by itself
+/// that they are not of shared or local memory.
+template <class T>
+__device__ __forceinline__ T* in_buffer(T* at) {
+#if defined(__CUDA_ARCH__)
+  __builtin_assume(__isGlobal(at));
+#endif
+  return at;
+}
+
 __device__ __forceinline__ float widened(float x) { return x; }
 __device__ __forceinline__ double widened(double x) { return x; }
 __device__ __forceinline__ float widened(f16 x) { return to_float(x); }
@@ -19,16 +29,16 @@ __device__ __forceinline__ float widened(bf16 x) { return to_float(x); }
 
 __device__ __forceinline__ float load_float(const void* data, DType dtype, std::int64_t i) {
   switch (dtype) {
-    case DType::float16: return to_float(static_cast<const f16*>(data)[i]);
-    case DType::bfloat16: return to_float(static_cast<const bf16*>(data)[i]);
-    default: return static_cast<const float*>(data)[i];
+    case DType::float16: return to_float(in_buffer(static_cast<const f16*>(data))[i]);
+    case DType::bfloat16: return to_float(in_buffer(static_cast<const bf16*>(data))[i]);
+    default: return in_buffer(static_cast<const float*>(data))[i];
   }
 }
 __device__ __forceinline__ void store_float(float x, void* data, DType dtype, std::int64_t i) {
   switch (dtype) {
-    case DType::float16: static_cast<f16*>(data)[i] = to_f16(x); break;
-    case DType::bfloat16: static_cast<bf16*>(data)[i] = to_bf16(x); break;
-    default: static_cast<float*>(data)[i] = x;
+    case DType::float16: in_buffer(static_cast<f16*>(data))[i] = to_f16(x); break;
+    case DType::bfloat16: in_buffer(static_cast<bf16*>(data))[i] = to_bf16(x); break;
+    default: in_buffer(static_cast<float*>(data))[i] = x;
   }
 }
 
@@ -37,13 +47,13 @@ __device__ __forceinline__ void load_one(const void* data, DType dtype, std::int
 }
 __device__ __forceinline__ void load_one(const void* data, DType /*float64*/, std::int64_t i,
                                          double& x) {
-  x = static_cast<const double*>(data)[i];
+  x = in_buffer(static_cast<const double*>(data))[i];
 }
 __device__ __forceinline__ void store_one(float x, void* data, DType dtype, std::int64_t i) {
   store_float(x, data, dtype, i);
 }
 __device__ __forceinline__ void store_one(double x, void* data, DType /*float64*/, std::int64_t i) {
-  static_cast<double*>(data)[i] = x;
+  in_buffer(static_cast<double*>(data))[i] = x;
 }
 
 /// Element `i`, in the parameter's memory order, of a gradient that has to be gathered: rounded
@@ -93,7 +103,7 @@ using Words = uint4;
 
 template <class Word, class Piece>
 __device__ __forceinline__ void load_words(const Stream& from, const Place& at, Words& words) {
-  const auto* const first = reinterpret_cast<const Piece*>(from.data) + at.first;
+  const auto* const first = in_buffer(reinterpret_cast<const Piece*>(from.data)) + at.first;
   if (from.aligned && at.whole) {
     const Word word = *reinterpret_cast<const Word*>(first);
     memcpy(&words, &word, sizeof word);
@@ -111,7 +121,7 @@ __device__ __forceinline__ void load_words(const Stream& from, const Place& at, 
 
 template <class Word, class Piece>
 __device__ __forceinline__ void store_words(const Words& words, const Stream& to, const Place& at) {
-  auto* const first = reinterpret_cast<Piece*>(to.data) + at.first;
+  auto* const first = in_buffer(reinterpret_cast<Piece*>(to.data)) + at.first;
   if (to.aligned && at.whole) {
     Word word;
     memcpy(&word, &words, sizeof word);

@@ -11,11 +11,12 @@ namespace fusedstep::cuda {
 namespace {
 
 /// Blocks per multiprocessor that there are registers for, at least: as many as do without
-/// spilling.
+/// spilling on any architecture (tests/test_cuda_source.py). [state buffers][access]
+[[maybe_unused]] constexpr int blocks_by_need[max_slots + 1][3] = {
+    {8, 8, 6}, {8, 6, 4}, {5, 4, 4}, {4, 4, 3}};
+
 template <class Rule>
 constexpr int blocks_for(Tag<Rule> /*rule*/, Access access) {
-  // [state buffers][access]
-  constexpr int blocks_by_need[max_slots + 1][3] = {{8, 8, 6}, {8, 6, 4}, {5, 5, 4}, {4, 4, 3}};
   return blocks_by_need[num_slots<Rule>][static_cast<int>(access)];
 }
 template <class... All>
@@ -110,10 +111,10 @@ Kernel find(RuleList<All...> /*rules*/, std::integer_sequence<int, index...> /*i
   return found;
 }
 
-/// A template, so that it is compiled in the last part alone.
-template <class Rows, bool own>
-Kernel find_for_all() {
-  if constexpr (own) return update<Rows, Access::any>;
+/// `own`: this is the last shard.
+template <class All, bool own>
+Kernel kernel_of_all() {
+  if constexpr (own) return update<All, Access::any>;
   return nullptr;
 }
 
@@ -121,8 +122,8 @@ Kernel find_for_all() {
 
 template <>
 Kernel kernel_of_shard<FUSEDSTEP_SHARD>(int rule, Access access) {
-  constexpr bool last = FUSEDSTEP_SHARD == num_shards;
-  if (last) return find_for_all<Rules, last>();
+  constexpr bool is_last = FUSEDSTEP_SHARD == num_shards;
+  if (is_last) return kernel_of_all<Rules, is_last>();
   return find(Rules{}, std::make_integer_sequence<int, Rules::size>{}, rule, access);
 }
 

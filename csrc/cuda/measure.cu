@@ -8,7 +8,7 @@ namespace {
 /// The chunk sum. Squares of float64 elements that are not 0 may all be 0, which somebody has to
 /// know.
 __device__ __forceinline__ double measure_chunk(const Step& step, const GradChunk& grad) {
-  const double sum = sum_chunk(grad);
+  const double sum = sum_chunk<far_ahead>(grad);
   if (grad.dtype != DType::float64 || sum != 0 || step.only_chunks) return sum;
   for (int i = static_cast<int>(threadIdx.x); i < grad.count; i += threads) {
     if (element(grad, i) == 0) continue;

@@ -30,7 +30,7 @@ struct GradChunk {
 __device__ __forceinline__ double element(const GradChunk& grad, int i) {
   if (grad.dtype == DType::float64) {
     return grad.layout ? gather_one<double>(grad.data, *grad.layout, grad.begin + i)
-                       : static_cast<const double*>(grad.data)[i];
+                       : in_buffer(static_cast<const double*>(grad.data))[i];
   }
   return static_cast<double>(grad.layout
                                  ? gather_one<float>(grad.data, *grad.layout, grad.begin + i)
@@ -103,10 +103,14 @@ __device__ __forceinline__ void add_inner_squares(double* sums, const T* tile, i
     if (first + k >= 0 && first + k < count) sums[k] = add_square(sums[k], tile[first + k]);
 }
 
+/// Words that a thread asks for before it uses the first: many where memory is far, few where the
+/// registers are worth more.
+constexpr int far_ahead = 8, little_ahead = 2;
+
 /// The sum over `count` > 0 elements of a tile, for the thread `member` of a group.
-template <class T>
+template <int ahead, class T>
 __device__ __forceinline__ double sum_tile(const T* tile, int count, int member) {
-  constexpr int n = word_size<T>, ahead = 8;
+  constexpr int n = word_size<T>;
   const auto address = reinterpret_cast<std::uintptr_t>(tile);
   const int shift = static_cast<int>(address % sizeof(uint4) / sizeof(T));
   int first = member * n - shift;  // of this thread's word in the row at hand
@@ -115,6 +119,7 @@ __device__ __forceinline__ double sum_tile(const T* tile, int count, int member)
     add_inner_squares(sums, tile, first, count);
     first += norm_tree::lanes;
   }
+#pragma unroll 1
   for (; first + (ahead - 1) * norm_tree::lanes + n <= count; first += ahead * norm_tree::lanes) {
     uint4 words[ahead];
 #pragma unroll
@@ -123,8 +128,11 @@ __device__ __forceinline__ double sum_tile(const T* tile, int count, int member)
 #pragma unroll
     for (int k = 0; k < ahead; ++k) add_squares<T>(sums, words[k]);
   }
-  for (; first + n <= count; first += norm_tree::lanes)
-    add_squares<T>(sums, *reinterpret_cast<const uint4*>(tile + first));
+#pragma unroll 1
+  for (; first + n <= count; first += norm_tree::lanes) {
+    const uint4 words = *reinterpret_cast<const uint4*>(tile + first);
+    add_squares<T>(sums, words);
+  }
   add_inner_squares(sums, tile, first, count);
 #pragma unroll
   for (int k = 0; k < n; ++k) sums[k] = fold_lanes<norm_tree::lanes / n>(sums[k]);
@@ -135,30 +143,31 @@ __device__ __forceinline__ double sum_tile(const T* tile, int count, int member)
   return sums[0];
 }
 
-template <class T>
+template <class T, int ahead>
 __device__ __forceinline__ double sum_dense(const GradChunk& grad) {
   constexpr int group = norm_tree::lanes / word_size<T>;
   __shared__ double tile_sums[norm_tree::tiles];
-  const T* const data = static_cast<const T*>(grad.data);
+  const T* const data = in_buffer(static_cast<const T*>(grad.data));
   const int member = static_cast<int>(threadIdx.x) % group;
   for (int tile = static_cast<int>(threadIdx.x) / group; tile < norm_tree::tiles;
        tile += threads / group) {
     const int begin = tile * norm_tree::tile_size, left = grad.count - begin;
     const int count = left < norm_tree::tile_size ? left : norm_tree::tile_size;
-    const double sum = sum_tile(data + begin, count, member);
+    const double sum = sum_tile<ahead>(data + begin, count, member);
     if (member == 0) tile_sums[tile] = sum;
   }
   return fold_tiles(tile_sums);
 }
 
 /// The chunk sum, for all threads of the block.
+template <int ahead>
 __device__ __forceinline__ double sum_chunk(const GradChunk& grad) {
   if (grad.layout) return sum_by_elements(grad, 1.0);
   switch (grad.dtype) {
-    case DType::float64: return sum_dense<double>(grad);
-    case DType::float16: return sum_dense<f16>(grad);
-    case DType::bfloat16: return sum_dense<bf16>(grad);
-    default: return sum_dense<float>(grad);
+    case DType::float64: return sum_dense<double, ahead>(grad);
+    case DType::float16: return sum_dense<f16, ahead>(grad);
+    case DType::bfloat16: return sum_dense<bf16, ahead>(grad);
+    default: return sum_dense<float, ahead>(grad);
   }
 }
 

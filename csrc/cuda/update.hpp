@@ -10,6 +10,22 @@ namespace fusedstep::cuda {
 
 // --- what a chunk is updated from and by ------------------------------------------------------
 
+/// Keeps what is constant over a chunk as it is, in registers. The compiler would rather convert a
+/// double where a formula needs it, for every element; most GPUs do two of that per clock.
+template <class Constants>
+__device__ __forceinline__ void keep(Constants& constants) {
+#if defined(__CUDA_ARCH__)
+  std::uint32_t words[sizeof constants / sizeof(std::uint32_t)];
+  static_assert(sizeof words == sizeof constants);
+  memcpy(words, &constants, sizeof words);
+#pragma unroll
+  for (std::uint32_t& word : words) asm volatile("" : "+r"(word));
+  memcpy(&constants, words, sizeof words);
+#else
+  static_cast<void>(constants);
+#endif
+}
+
 /// What is constant over one chunk, rounded once to the arithmetic type T.
 template <class Rule, class T>
 struct Constants {
@@ -19,7 +35,10 @@ struct Constants {
   __device__ __forceinline__ explicit Constants(const RowConstants& row)
       : conditioning{static_cast<T>(row.conditioning.scale), static_cast<T>(row.conditioning.limit),
                      row.conditioning.scales, row.conditioning.limits},
-        coefficients(&row.coefficients[0]) {}
+        coefficients(&row.coefficients[0]) {
+    keep(conditioning);
+    keep(coefficients);
+  }
 };
 
 /// The buffers of one chunk.
@@ -271,15 +290,10 @@ template <Access access>
 __device__ __forceinline__ void report_sum(const Table& table, std::uint32_t t, const Buffers& at) {
   __syncthreads();
   const std::int64_t k = at.begin / chunk_size;
-  const GradChunk param{at.param.data, nullptr, 0, at.param.dtype, at.count};
-  double sum;
-  if constexpr (access == Access::float32) {
-    sum = sum_dense<float>(param);
-  } else if constexpr (access == Access::float64) {
-    sum = sum_dense<double>(param);
-  } else {
-    sum = sum_chunk(param);
-  }
+  GradChunk results{at.param.data, nullptr, 0, at.param.dtype, at.count};
+  if constexpr (access == Access::float32) results.dtype = DType::float32;
+  if constexpr (access == Access::float64) results.dtype = DType::float64;
+  const double sum = sum_chunk<little_ahead>(results);
   if (threadIdx.x == 0) table.chunk_sums(t)[k] = sum;
 }
 
