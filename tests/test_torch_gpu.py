@@ -6,82 +6,14 @@ Each test runs on the emulated device, and with `-m gpu` on a real one.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import fusedstep
 import pytest
-import torch_devices
-from torch_devices import Cuda, Emulated
-from torch_twins import FORMS, ours, parameters, same_state, torch
-from torch_twins import give_gradients as give_gradients_to
+from torch_devices import SHAPES, Cuda, Twins
+from torch_twins import FORMS, give_gradients, ours, parameters, torch
 
 pytestmark = pytest.mark.framework("torch")
-
-SHAPES = [(7,), (0,), (33, 3), (16_385,)]
-
-
-@pytest.fixture(params=["emulated", pytest.param("cuda", marks=pytest.mark.gpu)])
-def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    if request.param == "cuda":
-        yield Cuda()
-        return
-    emulated = Emulated(request.getfixturevalue("emulator"))
-    monkeypatch.setattr("fusedstep.torch.base._is_capturing", lambda: torch_devices._capturing[0])
-    yield emulated
-    request.getfixturevalue("emulator").run()
-    emulated.close()
-
-
-class Twins:
-    """The same optimizer on the CPU and on a device."""
-
-    def __init__(
-        self, device: Any, name: str, dtype: str = "float32", shapes: Any = None, **kwargs: Any
-    ) -> None:
-        self.device = device
-        make, both = getattr(ours, name), shapes or SHAPES
-        kwargs = {**FORMS[name][1], **kwargs}
-        self.params = parameters(both, dtype)
-        self.cpu = make(self.params, **kwargs)
-        self.on_device = [device.to(p) for p in self.params]
-        self.gpu = make(self.on_device, **kwargs)
-
-    def give(self, seed: int, factor: float = 1.0, bad: float | None = None) -> None:
-        """The same gradients to both; those of the device at the same places if there are any."""
-        give_gradients_to(self.params, seed)
-        for mine, other in zip(self.params, self.on_device, strict=True):
-            mine.grad *= factor
-            if bad is not None and mine.numel():
-                mine.grad.view(-1)[0] = bad
-            if other.grad is None:
-                other.grad = self.device.to(mine.grad)
-            else:
-                self.device.write(other.grad, mine.grad)
-
-    def step(self, seed: int, **given: Any) -> None:
-        self.give(seed, **given)
-        self.cpu.step()
-        self.gpu.step()
-
-    def check(self) -> None:
-        """Fails unless parameters, states and counts are the same."""
-        for mine, other in zip(self.params, self.on_device, strict=True):
-            found, expected = self.device.host(other), mine.detach()
-            assert torch.equal(found, expected) or (found.isnan() == expected.isnan()).all()
-        assert self.gpu.skipped_steps == self.cpu.skipped_steps
-        assert same_state(self.state_on_host(), self.cpu.state_dict())
-
-    def state_on_host(self) -> dict[str, Any]:
-        """The state dict of the optimizer on the device, with tensors of the host."""
-        with self.device.waiting():
-            state = self.gpu.state_dict()
-        values = {
-            key: {name: self.device.host(value) for name, value in entries.items()}
-            for key, entries in state["state"].items()
-        }
-        return {**state, "state": values}
-
 
 # --- steps ------------------------------------------------------------------------------------
 
@@ -276,26 +208,6 @@ def test_a_learning_rate_on_the_device(device: Any, name: str) -> None:
     twins.check()
 
 
-def test_schedulers_write_to_the_device(device: Any) -> None:
-    """Torch's schedulers change a tensor in place, which a graph sees."""
-    start = torch.tensor(0.1)
-    with device.waiting():
-        twins = Twins(device, "Adam", lr=start)
-        twins.gpu.param_groups[0]["lr"] = number = device.to(start)
-        decays = [torch.optim.lr_scheduler.ExponentialLR(o, 0.5) for o in (twins.cpu, twins.gpu)]
-    twins.step(0)
-    replay = device.capture(twins.gpu.step)
-    for t in range(1, 4):
-        with device.waiting():
-            for decay in decays:
-                decay.step()
-        twins.give(t)
-        twins.cpu.step()
-        replay()
-    assert twins.gpu.param_groups[0]["lr"] is number
-    twins.check()
-
-
 def test_numbers_of_the_constructor(device: Any) -> None:
     """`lr` is looked at once, there; a tensor of the CPU needs no waiting later."""
     with device.waiting():
@@ -345,123 +257,6 @@ def test_factors_of_gradients_on_the_device(device: Any, scale: str) -> None:
     with device.never_waiting():
         twins.gpu.step()
     assert twins.gpu.grad_norm == twins.cpu.grad_norm
-    twins.check()
-
-
-# --- graphs -----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", ["SGD", "MomentumNesterov", "Adam", "NAdam"])
-@pytest.mark.parametrize("clip", [None, 1.0])
-def test_a_hundred_replays(device: Any, name: str, clip: float | None) -> None:
-    """A changing learning rate; bias corrections and the product of momenta go on."""
-    twins = Twins(device, name, lr=0.5, shapes=[(7,), (33, 3), (4099,)], grad_clip_norm=clip)
-    numbers = {"cpu": torch.tensor(0.1), "gpu": device.to(torch.tensor(0.1))}
-    twins.cpu.param_groups[0]["lr"] = numbers["cpu"]
-    twins.gpu.param_groups[0]["lr"] = numbers["gpu"]
-    twins.step(0)
-    replay = device.capture(twins.gpu.step)
-    for t in range(100):
-        numbers["cpu"].fill_(0.1 / (1 + t))
-        device.write(numbers["gpu"], numbers["cpu"])
-        twins.give(t % 7)
-        twins.cpu.step()
-        replay()
-    twins.check()
-    twins.step(8)  # goes on where the replays ended
-    twins.check()
-
-
-def test_replays_that_are_skipped(device: Any) -> None:
-    twins = Twins(device, "Adam", lr=0.1, on_nonfinite="skip")
-    twins.step(0)
-    replay = device.capture(twins.gpu.step)
-    for t in range(1, 8):
-        twins.give(t, bad=math.nan if t in {2, 3, 7} else None)
-        twins.cpu.step()
-        replay()
-        if t in {3, 5}:
-            twins.check()
-    twins.check()
-    assert twins.gpu.skipped_steps == 3
-    assert twins.gpu.last.skipped  # of the last replay
-    assert math.isnan(twins.gpu.grad_norm)
-
-
-def test_replays_beside_a_held_state(device: Any) -> None:
-    """Counts in it are true again when `state` is read, or after the next step outside."""
-    twins = Twins(device, "Adam", lr=0.1)
-    twins.step(0)
-    held = twins.gpu.state[twins.on_device[0]]
-    replay = device.capture(twins.gpu.step)
-    for t in (1, 2):
-        twins.give(t)
-        twins.cpu.step()
-        replay()
-    assert twins.gpu.state[twins.on_device[0]] is held
-    assert held["step"] == 3
-    twins.give(3)
-    twins.cpu.step()
-    replay()
-    twins.step(4)
-    assert held["step"] == 5
-    twins.check()
-
-
-def test_edits_between_replays_and_a_step(device: Any) -> None:
-    """What is put into the state after a replay holds from the next step outside of the graph."""
-    twins = Twins(device, "Adam", lr=0.1)
-    twins.step(0)
-    replay = device.capture(twins.gpu.step)
-    twins.give(1)
-    twins.cpu.step()
-    replay()
-    for optimizer in (twins.cpu, twins.gpu):
-        for entries in optimizer.state.values():
-            entries["step"] = torch.tensor(9.0)
-    assert twins.gpu.state[twins.on_device[0]]["step"] == 9
-    twins.step(2)
-    assert twins.gpu.state[twins.on_device[0]]["step"] == 10
-    twins.check()
-
-
-def test_several_graphs(device: Any) -> None:
-    """After the state of an optimizer in a graph was read, a step comes before the next capture."""
-    twins = Twins(device, "Adam", lr=0.1, grad_clip_norm=1.0)
-    twins.step(0)
-    replays = [device.capture(twins.gpu.step) for _ in range(2)]
-    twins.gpu.state_dict()
-    with pytest.raises(RuntimeError, match=r"progress.*|steps.*cannot be read while"):
-        device.capture(twins.gpu.step)
-    twins.step(1)
-    replays.append(device.capture(twins.gpu.step))
-    for t, k in enumerate([0, 1, 2, 1, 0]):
-        twins.give(2 + t)
-        twins.cpu.step()
-        replays[k]()
-    twins.check()
-
-
-@pytest.mark.parametrize("momentum", [0.0, 0.9])
-def test_a_state_dict_before_the_capture(device: Any, momentum: float) -> None:
-    """What nobody has changed is not made anew, which a capture could not."""
-    twins = Twins(device, "SGD", lr=0.1, momentum=momentum)
-    twins.step(0)
-    twins.gpu.state_dict()
-    replay = device.capture(twins.gpu.step)
-    twins.give(1)
-    twins.cpu.step()
-    replay()
-    twins.check()
-
-
-def test_a_capture_needs_a_step_before(device: Any) -> None:
-    twins = Twins(device, "Adam", lr=0.1)
-    twins.give(0)
-    with pytest.raises(RuntimeError, match=r"a step before.* captured"):
-        device.capture(twins.gpu.step)
-    twins.cpu.step()
-    twins.gpu.step()
     twins.check()
 
 
@@ -532,7 +327,7 @@ def test_norms_taken_in_the_backward_pass(device: Any) -> None:
     twins = Twins(device, "Adam", lr=0.1, grad_clip_norm=1.0, norm_in_backward=True)
     plain = Twins(device, "Adam", lr=0.1, grad_clip_norm=1.0)
     for t in range(4):
-        give_gradients_to(twins.params, t)
+        give_gradients(twins.params, t)
         for param, other in zip(plain.params, twins.params, strict=True):
             param.grad = other.grad
         plain.cpu.step()
@@ -573,7 +368,7 @@ def test_checkpoints_of_torch(device: Any, name: str) -> None:
     twins = Twins(device, name, lr=0.1)
     theirs = getattr(torch.optim, name)(parameters(SHAPES), lr=0.1, **FORMS[name][1])
     for t in range(2):
-        give_gradients_to(theirs.param_groups[0]["params"], t)
+        give_gradients(theirs.param_groups[0]["params"], t)
         theirs.step()
     with device.waiting():
         for optimizer in (twins.cpu, twins.gpu):
@@ -599,6 +394,10 @@ def test_the_module_moves_before_the_first_step() -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings(
+    "ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning",
+    "ignore:.*torch.jit.*:DeprecationWarning",
+)
 @pytest.mark.parametrize("mode", [None, "reduce-overhead"])
 def test_compiled_steps(mode: str | None) -> None:
     """The learning rate is read when the graph runs, also where torch makes CUDA graphs."""

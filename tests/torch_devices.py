@@ -8,13 +8,14 @@ would make the host wait for a GPU raises.
 from __future__ import annotations
 
 import ctypes
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import device_arrays
 import dlpack
-from torch_twins import torch
+from torch_twins import FORMS, give_gradients, ours, parameters, same_state, torch
 
 _NAME = b"dlpack_exchange_api"
 # What torch calls to get values of a tensor to the host.
@@ -180,6 +181,14 @@ class Emulated:
         _held.clear()
 
 
+@contextmanager
+def _quiet(message: str) -> Iterator[None]:
+    """Without a warning of torch's."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message)
+        yield
+
+
 class Cuda:
     """The GPU of this machine, with the same methods."""
 
@@ -202,7 +211,8 @@ class Cuda:
 
     @contextmanager
     def never_waiting(self) -> Iterator[None]:
-        torch.cuda.set_sync_debug_mode("error")
+        with _quiet("Synchronization debug mode is a prototype"):
+            torch.cuda.set_sync_debug_mode("error")
         try:
             yield
         finally:
@@ -218,7 +228,7 @@ class Cuda:
 
     def capture(self, step: Callable[[], Any]) -> Callable[[], None]:
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with _quiet("The CUDA Graph is empty"), torch.cuda.graph(graph):
             step()
         replay: Callable[[], None] = graph.replay
         return replay
@@ -233,7 +243,54 @@ class Cuda:
         """Nothing is held."""
 
 
-def give_gradients(device: Any, params: Iterable[Any], grads: Iterable[Any]) -> None:
-    """Copies of gradients to parameters of the device."""
-    for param, grad in zip(params, grads, strict=True):
-        param.grad = None if grad is None else device.to(grad)
+SHAPES = [(7,), (0,), (33, 3), (16_385,)]
+
+
+class Twins:
+    """The same optimizer on the CPU and on a device."""
+
+    def __init__(
+        self, device: Any, name: str, dtype: str = "float32", shapes: Any = None, **kwargs: Any
+    ) -> None:
+        self.device = device
+        make, both = getattr(ours, name), shapes or SHAPES
+        kwargs = {**FORMS[name][1], **kwargs}
+        self.params = parameters(both, dtype)
+        self.cpu = make(self.params, **kwargs)
+        self.on_device = [device.to(p) for p in self.params]
+        self.gpu = make(self.on_device, **kwargs)
+
+    def give(self, seed: int, factor: float = 1.0, bad: float | None = None) -> None:
+        """The same gradients to both; those of the device at the same places if there are any."""
+        give_gradients(self.params, seed)
+        for mine, other in zip(self.params, self.on_device, strict=True):
+            mine.grad *= factor
+            if bad is not None and mine.numel():
+                mine.grad.view(-1)[0] = bad
+            if other.grad is None:
+                other.grad = self.device.to(mine.grad)
+            else:
+                self.device.write(other.grad, mine.grad)
+
+    def step(self, seed: int, **given: Any) -> None:
+        self.give(seed, **given)
+        self.cpu.step()
+        self.gpu.step()
+
+    def check(self) -> None:
+        """Fails unless parameters, states and counts are the same."""
+        for mine, other in zip(self.params, self.on_device, strict=True):
+            found, expected = self.device.host(other), mine.detach()
+            assert torch.equal(found, expected) or (found.isnan() == expected.isnan()).all()
+        assert self.gpu.skipped_steps == self.cpu.skipped_steps
+        assert same_state(self.state_on_host(), self.cpu.state_dict())
+
+    def state_on_host(self) -> dict[str, Any]:
+        """The state dict of the optimizer on the device, with tensors of the host."""
+        with self.device.waiting():
+            state = self.gpu.state_dict()
+        values = {
+            key: {name: self.device.host(value) for name, value in entries.items()}
+            for key, entries in state["state"].items()
+        }
+        return {**state, "state": values}
