@@ -62,9 +62,9 @@ def test_counts_after_skipped_steps(device: Any, held: bool) -> None:
     kept = twins.gpu.state[twins.on_device[0]] if held else None
     twins.step(2, bad=math.nan)
     twins.step(3)
-    twins.step(4, bad=math.inf)
     if kept is not None:
         assert kept["step"] == 2
+    twins.step(4, bad=math.inf)
     assert twins.gpu.state[twins.on_device[0]]["step"] == 2
     assert twins.gpu.skipped_steps == 3
     twins.check()
@@ -104,11 +104,13 @@ def test_counts_outlive_the_plan(device: Any) -> None:
     twins.on_device = [p for group in twins.gpu.param_groups for p in group["params"]]
     twins.step(2, bad=math.nan)
     twins.check()
+    with device.waiting():
+        saved = [optimizer.state_dict() for optimizer in (twins.cpu, twins.gpu)]
     twins.step(3)
     twins.step(4, bad=math.inf)
     with device.waiting():
-        for optimizer in (twins.cpu, twins.gpu):
-            optimizer.load_state_dict(optimizer.state_dict())
+        for optimizer, state in zip((twins.cpu, twins.gpu), saved, strict=True):
+            optimizer.load_state_dict(state)
     twins.step(5)
     assert twins.gpu.skipped_steps == 3
     twins.check()
@@ -387,6 +389,26 @@ def test_the_module_moves_before_the_first_step() -> None:
     twins.on_device, twins.gpu = list(model), moved
     twins.step(0)
     twins.step(1)
+    twins.check()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_module_moves_with_its_state(dtype: str) -> None:
+    """The user moves the state; masters are among it."""
+    twins = Twins(Cuda(), "Adam", dtype, lr=0.1, master_weights=True)
+    model = torch.nn.ParameterList(parameters(SHAPES, dtype))
+    moved = ours.Adam(model.parameters(), lr=0.1, master_weights=True, **FORMS["Adam"][1])
+    for optimizer in (twins.cpu, moved):
+        give_gradients([p for group in optimizer.param_groups for p in group["params"]], 0)
+        optimizer.step()
+    model.zero_grad()
+    model.cuda()
+    for entries in moved.state.values():
+        entries.update({k: v.cuda() for k, v in entries.items() if k != "step"})
+    twins.on_device, twins.gpu = list(model), moved
+    twins.step(1)
+    twins.step(2)
     twins.check()
 
 

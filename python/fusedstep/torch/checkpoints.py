@@ -39,7 +39,6 @@ def publish(optimizer: Optimizer) -> None:
     dict may be the user's.
     """
     bound: Bound = optimizer._bound  # type: ignore[assignment]
-    optimizer._take_counts()
     ahead, optimizer._ahead = optimizer._ahead, False
     for index, leaf in enumerate(bound.leaves):
         progress = steps, product = bound.plan.get_progress(index)
