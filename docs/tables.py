@@ -183,7 +183,8 @@ def api() -> str:
     optimizers = [name for name in names if _is_a(name, fs.Optimizer)]
     kinds = [kind for name, kind in vars(fs).items() if name.endswith("Schedule")]
     schedules = [name for name in names if any(_is_a(name, kind) for kind in kinds)]
-    results = [name for name in names if name in {"StepResult", "Continuation", "CudaStatus"}]
+    told = {"StepResult", "DeviceStepResult", "Continuation", "CudaStatus"}
+    results = [name for name in names if name in told]
     listed = {*steps, *optimizers, *schedules, *results}
     sections = {
         "Functional steps": steps,

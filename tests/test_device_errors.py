@@ -192,13 +192,15 @@ def test_a_first_step_for_which_there_is_no_memory(emulator: Emulator) -> None:
     twins.check()
 
 
+@pytest.mark.parametrize("launch", [1, 2])
 @pytest.mark.parametrize("steps", [0, 2])
-def test_a_launch_that_fails(emulator: Emulator, steps: int) -> None:
+def test_a_launch_that_fails(emulator: Emulator, steps: int, launch: int) -> None:
+    """Even if it is the second one of the step, and the first one runs."""
     twins = Twins(fs.NAdam, random(0), lr=0.1, grad_clip_norm=1.0)
     for t in range(steps):
         twins.step(random(3 + t))
     kept = on_device(random(2))
-    emulator.fail("cudaLaunchKernel", device_arrays.LAUNCH_OUT_OF_RESOURCES)
+    emulator.fail("cudaLaunchKernel", device_arrays.LAUNCH_OUT_OF_RESOURCES, launch)
     with pytest.raises(RuntimeError, match=r"^cuda:0: .*cudaErrorLaunchOutOfResources \(.+\)"):
         twins.gpu.step(kept)
     twins.check()

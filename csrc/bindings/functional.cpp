@@ -324,7 +324,8 @@ void bind_functional(py::module_& module) {
 
 Args:
     grads: One array or a tree of arrays, any shapes and strides; float16, bfloat16, float32,
-        float64 or longdouble. None leaves count as absent.
+        float64 or longdouble. None leaves count as absent. On one device; this waits for a GPU.
+    stream: The stream of a GPU on which they are read; None: the current one of their library.
 
 Returns:
     The sum over the fixed tree of the norm, the same bits for any thread count and instruction
@@ -333,6 +334,7 @@ Returns:
 
 Raises:
     TypeError: If a leaf is no array of a floating-point dtype.
+    ValueError: If the arrays are on several devices.
 
 Example:
     >>> import numpy as np, fusedstep as fs

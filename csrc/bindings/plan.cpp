@@ -97,7 +97,7 @@ std::vector<Path> Plan::path_of(const Entry& entry) {
 }
 
 py::dict Plan::get_state(std::size_t index) {
-  check_idle();
+  const Busy busy(*this);
   Entry& entry = at(index);
   settle();
   const bool fresh = entry.cell != CellTable::none && device_->cells.info(entry.cell).fresh;
@@ -134,7 +134,7 @@ void Plan::set_state(std::size_t index, const py::dict& buffers) {
 }
 
 py::tuple Plan::get_progress(std::size_t index) {
-  check_idle();
+  const Busy busy(*this);
   const Entry& entry = at(index);
   if (entry.cell == CellTable::none) return py::make_tuple(entry.steps, entry.product);
   settle();
@@ -143,7 +143,7 @@ py::tuple Plan::get_progress(std::size_t index) {
 }
 
 void Plan::set_progress(std::size_t index, std::int64_t steps, double product) {
-  check_idle();
+  const Busy busy(*this);
   Entry& entry = at(index);
   settle();
   detach(entry);

@@ -370,7 +370,7 @@ void Plan::take_device_counts() {
 }
 
 py::tuple Plan::take_counts() {
-  check_idle();
+  const Busy busy(*this);
   take_device_counts();
   const Counts taken = std::exchange(counts_, Counts{});
   return py::make_tuple(taken.applied, taken.skipped);

@@ -15,7 +15,7 @@ namespace {
 template <class Rule>
 constexpr int blocks_for(Tag<Rule> /*rule*/, Access access) {
   // [state buffers][access]
-  constexpr int blocks_by_need[max_slots + 1][3] = {{8, 8, 8}, {8, 6, 5}, {5, 5, 4}, {5, 4, 4}};
+  constexpr int blocks_by_need[max_slots + 1][3] = {{8, 8, 6}, {8, 6, 4}, {5, 5, 4}, {4, 4, 3}};
   return blocks_by_need[num_slots<Rule>][static_cast<int>(access)];
 }
 template <class... All>

@@ -76,21 +76,31 @@ __device__ __forceinline__ void apply(const Constants<Rule, T>& k, Element<T>& x
 
 // --- by vectors -------------------------------------------------------------------------------
 
-/// A vector of every buffer: all that is read is asked for before anything is used.
+/// A vector of every buffer, as it lies in memory.
+template <int num_slots>
+struct Vectors {
+  Words param, grad, slots[num_slots + 1];
+};
+
+template <class Access, int num_slots>
+__device__ __forceinline__ void load(Vectors<num_slots>& raw, const Buffers& at,
+                                     const Place& place) {
+  Access::load(at.param, place, raw.param);
+  Access::load(at.grad, place, raw.grad);
+#pragma unroll
+  for (int s = 0; s < num_slots; ++s) Access::load(at.slots[s], place, raw.slots[s]);
+}
+
 template <class Access, class Rule, class T>
-__device__ __forceinline__ void update_vector(const Constants<Rule, T>& k, const Buffers& at,
-                                              const Place& place) {
+__device__ __forceinline__ void update_vector(const Constants<Rule, T>& k,
+                                              const Vectors<num_slots<Rule>>& raw,
+                                              const Buffers& at, const Place& place) {
   constexpr int n = vector_size<T>, slots = num_slots<Rule>;
-  Words raw_param, raw_grad, raw_slots[slots + 1];
-  Access::load(at.param, place, raw_param);
-  Access::load(at.grad, place, raw_grad);
-#pragma unroll
-  for (int s = 0; s < slots; ++s) Access::load(at.slots[s], place, raw_slots[s]);
   T param[n], grad[n], states[slots + 1][n];
-  Access::decode(raw_param, at.param.dtype, param);
-  Access::decode(raw_grad, at.grad.dtype, grad);
+  Access::decode(raw.param, at.param.dtype, param);
+  Access::decode(raw.grad, at.grad.dtype, grad);
 #pragma unroll
-  for (int s = 0; s < slots; ++s) Access::decode(raw_slots[s], at.slots[s].dtype, states[s]);
+  for (int s = 0; s < slots; ++s) Access::decode(raw.slots[s], at.slots[s].dtype, states[s]);
 #pragma unroll
   for (int j = 0; j < n; ++j) {
     Element<T> x;
@@ -111,15 +121,33 @@ __device__ __forceinline__ void update_vector(const Constants<Rule, T>& k, const
   for (int s = 0; s < slots; ++s) Access::store(states[s], at.slots[s], place);
 }
 
+/// Vectors of every buffer that a thread asks for before it uses the first of them. Those of 16-bit
+/// types are short, so it takes two to keep a fast memory busy; more state leaves no registers for
+/// it.
+template <class Access, class Rule>
+constexpr int vectors_per_round = std::is_same_v<Access, Mixed> && num_slots<Rule> <= 2 ? 2 : 1;
+
 template <class Access, class Rule>
 __device__ __forceinline__ void update_by_vectors(const RowConstants& row, const Buffers& at) {
   using T = typename Access::Real;
-  constexpr int n = vector_size<T>;
+  constexpr int n = vector_size<T>, stride = threads * n, round = vectors_per_round<Access, Rule>;
   const Constants<Rule, T> k(row);
+  const auto place = [&](int i) { return Place{i, at.count, i >= 0 && i + n <= at.count}; };
   int first = static_cast<int>(threadIdx.x) * n - at.shift;
 #pragma unroll 1
-  for (; first < at.count; first += threads * n)
-    update_vector<Access>(k, at, {first, at.count, first >= 0 && first + n <= at.count});
+  for (; first < at.count; first += round * stride) {
+    Vectors<num_slots<Rule>> raw[round];
+#pragma unroll
+    for (int v = 0; v < round; ++v) {
+      const int i = first + v * stride;
+      if (i < at.count) load<Access>(raw[v], at, place(i));
+    }
+#pragma unroll
+    for (int v = 0; v < round; ++v) {
+      const int i = first + v * stride;
+      if (i < at.count) update_vector<Access>(k, raw[v], at, place(i));
+    }
+  }
 }
 
 // --- by elements ------------------------------------------------------------------------------

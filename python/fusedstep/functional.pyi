@@ -88,8 +88,9 @@ def fused_nadam_step(
             there.
         mu_product: Product of the momenta mu_t of the steps before this one, in [0, 1]. An array,
             like `step`, if `step` is one.
-        lr: Learning rate, >= 0. A number; a buffer of one element; or a schedule object (its
-            `current_lr`). A function of t belongs to the optimizer objects, which count steps.
+        lr: Learning rate, >= 0. A number; a buffer of one element (one on the GPU of the parameters
+            is read by that GPU, which checks nothing); or a schedule object (its `current_lr`). A
+            function of t belongs to the optimizer objects, which count steps.
         betas: Decay rates of the averages of the gradient and of its square, each in [0, 1). The
             first one, a momentum, may be a momentum schedule.
         eps: Added to the square root in the denominator, >= 0; bounds the step.
@@ -213,8 +214,9 @@ def fused_adam_step(
         step: Number of steps applied before this one, for all arrays of the call, >= 0. Or an array
             of one number on the device of the parameters, which a step that is applied advances
             there.
-        lr: Learning rate, >= 0. A number; a buffer of one element; or a schedule object (its
-            `current_lr`). A function of t belongs to the optimizer objects, which count steps.
+        lr: Learning rate, >= 0. A number; a buffer of one element (one on the GPU of the parameters
+            is read by that GPU, which checks nothing); or a schedule object (its `current_lr`). A
+            function of t belongs to the optimizer objects, which count steps.
         betas: Decay rates of the averages of the gradient and of its square, each in [0, 1). The
             first one, a momentum, may be a momentum schedule.
         eps: Added to the square root in the denominator, >= 0; bounds the step.
@@ -334,8 +336,9 @@ def fused_adamw_step(
         step: Number of steps applied before this one, for all arrays of the call, >= 0. Or an array
             of one number on the device of the parameters, which a step that is applied advances
             there.
-        lr: Learning rate, >= 0. A number; a buffer of one element; or a schedule object (its
-            `current_lr`). A function of t belongs to the optimizer objects, which count steps.
+        lr: Learning rate, >= 0. A number; a buffer of one element (one on the GPU of the parameters
+            is read by that GPU, which checks nothing); or a schedule object (its `current_lr`). A
+            function of t belongs to the optimizer objects, which count steps.
         betas: Decay rates of the averages of the gradient and of its square, each in [0, 1). The
             first one, a momentum, may be a momentum schedule.
         eps: Added to the square root in the denominator, >= 0; bounds the step.
@@ -457,8 +460,9 @@ def fused_rmsprop_step(
         momentum_buffer: The state: the same tree, float32 or of its parameter's dtype, with the
             parameter's strides. None (or None leaves): this is the first step, and the parameter's
             own library makes it where its form keeps one.
-        lr: Learning rate, >= 0. A number; a buffer of one element; or a schedule object (its
-            `current_lr`). A function of t belongs to the optimizer objects, which count steps.
+        lr: Learning rate, >= 0. A number; a buffer of one element (one on the GPU of the parameters
+            is read by that GPU, which checks nothing); or a schedule object (its `current_lr`). A
+            function of t belongs to the optimizer objects, which count steps.
         alpha: Decay rate of the averages of the gradient's square, in [0, 1).
         eps: Added to the square root in the denominator, >= 0; bounds the step.
         weight_decay: Decay coefficient, >= 0, added to the gradient after clipping (L2).
@@ -562,8 +566,9 @@ def fused_sgd_step(
             place. Dense in any dimension order and writable; float32, float64, float16 or bfloat16.
         grads: The gradients: the same tree. Any strides and float dtype; a None leaves its
             parameter (and state) alone.
-        lr: Learning rate, >= 0. A number; a buffer of one element; or a schedule object (its
-            `current_lr`). A function of t belongs to the optimizer objects, which count steps.
+        lr: Learning rate, >= 0. A number; a buffer of one element (one on the GPU of the parameters
+            is read by that GPU, which checks nothing); or a schedule object (its `current_lr`). A
+            function of t belongs to the optimizer objects, which count steps.
         weight_decay: Decay coefficient, >= 0, added to the gradient after clipping (L2).
         decoupled_weight_decay: True decays the parameter itself, `p -= lr wd p`, not through the
             gradient.
@@ -661,8 +666,9 @@ def fused_momentum_step(
         velocity: The state: the same tree, float32 or of its parameter's dtype, with the
             parameter's strides. None (or None leaves): this is the first step, and the parameter's
             own library makes it.
-        lr: Learning rate, >= 0. A number; a buffer of one element; or a schedule object (its
-            `current_lr`). A function of t belongs to the optimizer objects, which count steps.
+        lr: Learning rate, >= 0. A number; a buffer of one element (one on the GPU of the parameters
+            is read by that GPU, which checks nothing); or a schedule object (its `current_lr`). A
+            function of t belongs to the optimizer objects, which count steps.
         momentum: Share of the velocity that a step keeps, in [0, 1), dimensionless. A number; a
             buffer of one element; or a momentum schedule (its `current_momentum`, and
             `next_momentum` as the look-ahead of Nesterov's form).
@@ -777,8 +783,9 @@ def fused_nesterov_step(
         velocity: The state: the same tree, float32 or of its parameter's dtype, with the
             parameter's strides. None (or None leaves): this is the first step, and the parameter's
             own library makes it.
-        lr: Learning rate, >= 0. A number; a buffer of one element; or a schedule object (its
-            `current_lr`). A function of t belongs to the optimizer objects, which count steps.
+        lr: Learning rate, >= 0. A number; a buffer of one element (one on the GPU of the parameters
+            is read by that GPU, which checks nothing); or a schedule object (its `current_lr`). A
+            function of t belongs to the optimizer objects, which count steps.
         momentum: Share of the velocity that a step keeps, in [0, 1), dimensionless. A number; a
             buffer of one element; or a momentum schedule (its `current_momentum`, and
             `next_momentum` as the look-ahead of Nesterov's form).

@@ -39,15 +39,17 @@ _LIMIT = Real(0.0, math.inf, "(]", optional=True)
 LearningRate = Annotated[
     SupportsFloat | Schedule | Callable[[int], SupportsFloat],
     lr_range,
-    "Learning rate, >= 0. A number; a buffer of one element, read at every step; a schedule "
-    "object (its `current_lr`); or a function of t, the number of steps applied so far, which must "
-    "be pure: it is evaluated again to save and to load.",
+    "Learning rate, >= 0. A number; a buffer of one element, read at every step (one on the GPU of "
+    "the parameters by that GPU, which checks nothing); a schedule object (its `current_lr`); or a "
+    "function of t, the number of steps applied so far, which must be pure: it is evaluated again "
+    "to save and to load.",
 ]
 LearningRateNow = Annotated[
     SupportsFloat | Schedule,
     lr_range,
-    "Learning rate, >= 0. A number; a buffer of one element; or a schedule object (its "
-    "`current_lr`). A function of t belongs to the optimizer objects, which count steps.",
+    "Learning rate, >= 0. A number; a buffer of one element (one on the GPU of the parameters is "
+    "read by that GPU, which checks nothing); or a schedule object (its `current_lr`). A function "
+    "of t belongs to the optimizer objects, which count steps.",
 ]
 MomentumFactor = Annotated[
     SupportsFloat | MomentumSchedule | Callable[[int], SupportsFloat],
