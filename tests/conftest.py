@@ -8,6 +8,7 @@ import shutil
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import device_arrays
 import fusedstep as fs
@@ -111,6 +112,22 @@ def emulator(request: pytest.FixtureRequest) -> Iterator[device_arrays.Emulator]
         yield found
         found.check()
         found.reset()
+
+
+@pytest.fixture(params=["emulated", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A GPU for tensors of torch: the emulated one, and with `-m gpu` a real one."""
+    import torch_devices
+
+    if request.param == "cuda":
+        yield torch_devices.Cuda()
+        return
+    emulator = request.getfixturevalue("emulator")
+    monkeypatch.setattr("fusedstep.torch.base._is_capturing", lambda: torch_devices._capturing[0])
+    emulated = torch_devices.Emulated(emulator)
+    yield emulated
+    emulator.run()
+    emulated.close()
 
 
 @pytest.fixture

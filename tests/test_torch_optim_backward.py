@@ -348,7 +348,7 @@ def test_the_core_refuses_sums_of_another_size() -> None:
     opt = ours.SGD([param], lr=0.1, grad_clip_norm=1.0)
     param.grad = torch.ones(4)
     opt.step()
-    plan, rows = opt._bound.plan, opt._rows(opt._bound, 1.0)
+    plan, rows = opt._bound.plan, opt._rows(opt._bound)
     plan.observe(0, param.grad)
     param.data = torch.ones(100_003)
     param.grad = torch.ones(100_003)
@@ -530,7 +530,7 @@ def test_scaled_gradients(counted: list[bool]) -> None:
         twins.check()
         assert twins.opts[0].last.skipped is (seed == 1)
         twins.zero_grad()
-    assert len(counted) == 3
+    assert counted == [True] * 4
 
 
 @pytest.mark.parametrize("clips", [True, False])

@@ -264,6 +264,11 @@ def test_the_operator() -> None:
     )
 
 
+def test_it_is_left_out_of_cuda_graphs_of_the_compiler() -> None:
+    """Else hyper-parameters would stay what they were at the capture."""
+    assert torch.Tag.cudagraph_unsafe in torch.ops.fusedstep.step.default.tags
+
+
 def test_an_optimizer_that_is_gone() -> None:
     """A graph does not keep it alive, and says so."""
     opt = make()

@@ -194,6 +194,58 @@ def test_on_nonfinite_beside_a_scaler() -> None:
     assert unchanged(opt, before)
 
 
+class Recording:
+    """A plan that notes what its steps get."""
+
+    def __init__(self, plan: Any) -> None:
+        self.plan, self.got = plan, []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.plan, name)
+
+    def step(self, *arguments: Any, **scaling: Any) -> Any:
+        self.got.append(scaling)
+        return self.plan.step(*arguments, **scaling)
+
+
+def test_the_core_gets_tensors_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that those of a GPU are read there: nothing here asks for their values."""
+    opt = ours.Adam(parameters(SHAPES), lr=0.1, grad_clip_norm=1.0, on_nonfinite="skip")
+    give_gradients(parameters_of(opt), 0)
+    opt.step()
+    plan = Recording(opt._bound.plan)
+    opt._bound = opt._bound._replace(plan=plan)
+    opt.grad_scale, opt.found_inf = torch.tensor(3.0), torch.tensor(1.0)
+
+    def refuse(*_: Any) -> None:
+        raise AssertionError("read by the host")
+
+    with monkeypatch.context() as patches:
+        for name in ("item", "tolist", "numpy", "__float__", "__bool__", "__int__", "cpu"):
+            patches.setattr(torch.Tensor, name, refuse)
+        opt.step()
+    (got,) = plan.got
+    assert got["found_inf"] is opt.found_inf
+    assert got["grad_scale"] is opt.grad_scale
+    assert opt.last.skipped
+
+
+def test_numbers_of_other_kinds() -> None:
+    """Python numbers, integers, flags: what `float` takes."""
+    plain = ours.SGD(parameters(SHAPES), lr=0.1)
+    mine = ours.SGD(parameters(SHAPES), lr=0.1)
+    pairs = [(4, False), (torch.tensor(4), torch.tensor(True)), (4.0, torch.tensor(0))]
+    for step, (scale, inf) in enumerate(pairs):
+        mine.grad_scale, mine.found_inf = scale, inf
+        scaled(parameters_of(mine), step, 4.0)
+        mine.step()
+        if not inf:
+            give_gradients(parameters_of(plain), step)
+            plain.step()
+        assert equal(mine, plain), step
+    assert mine.skipped_steps == 1
+
+
 def test_closures_are_refused_by_the_scaler() -> None:
     """As torch says; the optimizer is not called."""
     opt = ours.SGD(parameters(SHAPES), lr=0.1)

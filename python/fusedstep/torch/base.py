@@ -7,7 +7,7 @@ import operator
 import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 import torch
 
@@ -26,6 +26,8 @@ from fusedstep.torch.signatures import (
     plain,
     with_numbers,
 )
+
+Result: TypeAlias = _core.StepResult | _core.DeviceStepResult
 
 
 class Bound(NamedTuple):
@@ -82,6 +84,16 @@ class Bound(NamedTuple):
         return split(values, self.groups)
 
 
+def _left_out(norm: float | None) -> _core.StepResult:
+    """The result of a step that was decided before the core was called."""
+    return _core.StepResult((norm, 1.0, True, {}, None))
+
+
+def _is_capturing() -> bool:
+    """Whether what runs on a GPU now is put into a CUDA graph, so that nobody can wait for it."""
+    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+
+
 def split(values: list[Any], groups: list[tuple[int, int]]) -> list[list[Any]]:
     """One list per group."""
     lists, begin = [], 0
@@ -109,7 +121,7 @@ class Shared:
     exposed = False
     bound: Bound | None = None
     observer: Observer | None = None
-    last: _core.StepResult | _core.DeviceStepResult | None = None
+    last: Result | None = None
     skipped_steps = 0
 
 
@@ -141,7 +153,7 @@ class Optimizer(torch.optim.Optimizer):
     master_weights: bool
     norm_in_backward: bool
     fused_unscale: bool | None
-    last: _core.StepResult | _core.DeviceStepResult | None = _in_shared("last")
+    last: Result | None = _in_shared("last")
     _state: defaultdict[Any, Any] = _in_shared("state")
     _ahead: bool = _in_shared("ahead")
     _exposed: bool = _in_shared("exposed")
@@ -234,24 +246,23 @@ class Optimizer(torch.optim.Optimizer):
                 self._attempt(given)
 
     def _attempt(self, given: Mapping[int, Any] | None) -> None:
-        scale, overflow = amp.scale_of(self)  # can take all processes, so ahead of what may raise
+        scaling = amp.said_to(self)  # can take all processes, so ahead of what may raise
         policy = type(self).form._policy(self)
         try:
             bound = self._bind()
             grads = self._gradients(bound, given)
-            rows = self._rows(bound, scale)
+            rows = self._rows(bound)
         except Exception as error:
-            distributed.tell(self.param_groups, policy, overflow, error)
+            distributed.tell(self.param_groups, policy, scaling, error)
             raise
-        if overflow is not None and scale == 1.0 and self._observer is not None:
-            self._observer.forget()  # the scaler has unscaled them, which no version counter tells
-        norm, skip = None, bool(overflow)
+        if scaling.unscaled and self._observer is not None:
+            self._observer.forget()  # which no version counter tells
         if bound.sharded and grads is not None:
-            norm, skip, policy = self._agree(bound, grads, rows, policy, overflow)
-        if skip:
-            self._finish(_core.StepResult((norm, 1.0, True, {}, None)))
+            self._finish(self._run_together(bound, grads, rows, policy, scaling))
+        elif policy[0] == "raise" and scaling.overflow:  # of a scale, so no error of the user's
+            self._finish(_left_out(None))
         else:
-            self._finish(self._run(bound, grads, rows, policy, norm))
+            self._finish(self._run(bound, grads, rows, policy, scaling=scaling))
 
     def _gradients(self, bound: Bound, given: Mapping[int, Any] | None) -> list[Any] | None:
         """The gradients of all leaves; None where the core reads them by itself."""
@@ -269,8 +280,9 @@ class Optimizer(torch.optim.Optimizer):
         grads: list[Any] | None,
         rows: list[tuple[int, _core.Row]],
         policy: _core.Policy,
-        norm: float | None,
-    ) -> _core.StepResult | _core.DeviceStepResult:
+        norm: float | None = None,
+        scaling: amp.Scaling = amp.NOTHING,
+    ) -> Result:
         """The call into the core, and what is to be done around it where it needs help."""
         trees = copies = None
         if grads is not None:
@@ -279,62 +291,72 @@ class Optimizer(torch.optim.Optimizer):
         try:
             observer = self._observer if grads is None else None
             observed = observer is not None and observer.complete(bound)
-            result = bound.plan.step(trees, rows, policy, norm, copies, observed)
+            result = bound.plan.step(
+                trees, rows, policy, norm, copies, observed,
+                found_inf=scaling.found_inf, grad_scale=scaling.grad_scale,
+            )  # fmt: skip
         except (TypeError, ValueError, BufferError, RuntimeError, FloatingPointError) as error:
             self._explain(error)
             text = bound.spelled(str(error))
             if text == str(error):
                 raise
             raise type(error)(text) from error
-        if grads is not None and not result.skipped:
+        # A GPU is not asked: where it skips the step, nothing of a leaf has changed.
+        if grads is not None and not (result.settled and result.skipped):
             for leaf, grad in zip(bound.leaves, grads, strict=True):
                 if grad is not None:
                     leaf.written()
         return result
 
-    def _finish(self, result: _core.StepResult | _core.DeviceStepResult) -> None:
+    def _finish(self, result: Result) -> None:
+        """Takes down what a step did; what a GPU did stays with it until somebody asks."""
         shared = self._shared
         shared.last = result
-        if result.skipped:
+        decided = isinstance(result, _core.StepResult) or self._counts_by_itself()
+        if decided and result.skipped:
             shared.skipped_steps += 1
-        else:
-            shared.ahead = True
-            if shared.exposed:  # somebody holds the state, and may look at it at any time
-                checkpoints.publish(self)
+            return
+        shared.ahead = True
+        if shared.exposed and (result.settled or not _is_capturing()):
+            checkpoints.publish(self)  # somebody holds the state, and may look at it at any time
 
-    def _rows(self, bound: Bound, scale: float) -> list[tuple[int, _core.Row]]:
-        """The row of each group; gradients are multiplied by `scale` before anything else."""
+    def _rows(self, bound: Bound) -> list[tuple[int, _core.Row]]:
+        """The row of each group."""
         rows = []
         for index, _ in bound.groups:
             group = self.param_groups[index]
             try:
                 decay = plain("weight_decay", group["weight_decay"])
-                rule, row = type(self)._pack(with_numbers(group), None, decay)
+                rows.append(type(self)._pack(with_numbers(group), None, decay))
             except (TypeError, ValueError) as error:
                 if len(self.param_groups) == 1:
                     raise
                 raise type(error)(f"param_groups[{index}]: {error}") from None
-            rows.append((rule, row if scale == 1.0 else (row[0] * scale, *row[1:])))
         return rows
 
-    def _agree(
+    def _run_together(
         self,
         bound: Bound,
         grads: list[Any],
         rows: list[tuple[int, _core.Row]],
         policy: _core.Policy,
-        overflow: bool | None,
-    ) -> tuple[float | None, bool, _core.Policy]:
-        """What all processes decide alike; see `distributed.agree`."""
+        scaling: amp.Scaling,
+    ) -> Result:
+        """`_run` with what all processes decide alike, from numbers; see `distributed.agree`."""
+        factor = scaling.factor
+        rows = [(rule, (float(row[0]) * factor, *row[1:])) for rule, row in rows]
 
         def rehearse() -> None:
             self._run(bound, grads, rows, ("skip", "all", None), math.nan)
 
         try:
-            return distributed.agree(bound.leaves, grads, rows, policy, overflow, rehearse)
+            norm, skip, policy = distributed.agree(
+                bound.leaves, grads, rows, policy, scaling.overflow, rehearse
+            )
         except (TypeError, ValueError, BufferError, RuntimeError) as error:
             self._explain(error)
             raise
+        return _left_out(norm) if skip else self._run(bound, grads, rows, policy, norm)
 
     def _explain(self, error: Exception) -> None:
         """Names what torch's optimizers would take, or refuse in other words."""
@@ -357,13 +379,14 @@ class Optimizer(torch.optim.Optimizer):
         if bound is None or not bound.fits(self.param_groups, bound.watched):
             bound = self._rebind()
         if self._exposed:
+            self._catch_up()  # with replays of a graph, which nobody tells of
             checkpoints.read(self, bound)
             self._exposed = checkpoints.is_held(self)
         return bound
 
     def _rebind(self) -> Bound:
-        if self._ahead:
-            checkpoints.publish(self)
+        self._catch_up()
+        self._take_counts()
         bound = self._make_bound()
         if self.norm_in_backward:
             self._observer = Observer(self._observer, bound)
@@ -424,11 +447,10 @@ class Optimizer(torch.optim.Optimizer):
         """The state of each parameter by torch's names, such as `state[param]["momentum_buffer"]`.
 
         Buffers are those that the step writes; counts (`step`, `mu_product`) are brought up to date
-        when this attribute is read. What is put here, changed or deleted holds from the next step
-        on.
+        when this attribute is read, which waits for a GPU that may have skipped steps, or replayed
+        a graph. What is put here, changed or deleted holds from the next step on.
         """
-        if self._ahead:
-            checkpoints.publish(self)
+        self._catch_up()
         self._exposed = True
         return self._state
 
@@ -476,6 +498,7 @@ class Optimizer(torch.optim.Optimizer):
         loading = "_shared" in vars(self)
         if loading:
             state = checkpoints.loaded(self, state)
+            self._take_counts()
         else:
             self._start()
         own = state["state"]
@@ -488,14 +511,37 @@ class Optimizer(torch.optim.Optimizer):
 
     @property
     def grad_norm(self) -> Any:
-        """Norm of all gradients of the last step before clipping, a 0-d float64 tensor; or None."""
+        """Norm of all gradients of the last step before clipping, a 0-d float64 tensor; or None.
+
+        Waits for a step on a GPU. The tensor is on the CPU.
+        """
         norm = None if self.last is None else self.last.grad_norm
         return None if norm is None else torch.tensor(norm, dtype=torch.float64)
 
     @property
     def skipped_steps(self) -> int:
-        """Number of steps that were left out for inf, NaN or `skip_grad_norm`."""
+        """Number of steps that were left out for inf, NaN, an overflow or `skip_grad_norm`.
+
+        Waits for a GPU that may have left out some.
+        """
+        self._take_counts()
         return self._skipped_steps
+
+    def _counts_by_itself(self) -> bool:
+        """Steps are counted here: the plan would count rehearsals, too."""
+        return self._bound is not None and self._bound.sharded
+
+    def _take_counts(self) -> None:
+        """Adds what the plan has counted on a GPU, where steps are decided and graphs replayed."""
+        if self._bound is not None:
+            _, skipped = self._bound.plan.take_counts()
+            self._skipped_steps += 0 if self._counts_by_itself() else skipped
+
+    def _catch_up(self) -> None:
+        """Brings the dict behind `state` up to date with the plan."""
+        bound = self._bound
+        if bound is not None and (self._ahead or bound.plan.unsure):
+            checkpoints.publish(self)
 
     @property
     def _step_supports_amp_scaling(self) -> bool:

@@ -33,13 +33,18 @@ class Hidden:
 
 
 def publish(optimizer: Optimizer) -> None:
-    """Brings `Optimizer.state` up to date with what the plan knows."""
+    """Brings `Optimizer.state` up to date with what the plan knows.
+
+    Without a step since the last time, only what a graph has replayed is new: anything else in the
+    dict may be the user's.
+    """
     bound: Bound = optimizer._bound  # type: ignore[assignment]
-    optimizer._ahead = False
+    ahead, optimizer._ahead = optimizer._ahead, False
     for index, leaf in enumerate(bound.leaves):
-        steps, product = bound.plan.get_progress(index)
-        if steps == 0:
+        progress = steps, product = bound.plan.get_progress(index)
+        if steps == 0 or (not ahead and leaf.published == progress):
             continue
+        leaf.published = progress
         known: dict[str, Any] = {}
         for slot, buffer in bound.plan.get_state(index).items():
             name = optimizer._form.buffers[slot]
@@ -80,15 +85,16 @@ def read(optimizer: Optimizer, bound: Bound) -> None:
     """Gives the plan what stands in `Optimizer.state`, which the user may have changed."""
     for index, leaf in enumerate(bound.leaves):
         state = optimizer._state.get(leaf.param, {})
-        _read_buffers(optimizer, bound, index, state)
-        _read_numbers(optimizer, bound, index, state)
+        replaced = _read_buffers(optimizer, bound, index, state)
+        _read_numbers(optimizer, bound, index, state, replaced)
         if isinstance(leaf, Master):
             leaf.restart(state.get(MASTER))
             if MASTER in state:
                 state[MASTER] = leaf.master  # not a copy of it that nobody updates
 
 
-def _read_buffers(optimizer: Optimizer, bound: Bound, index: int, state: dict[str, Any]) -> None:
+def _read_buffers(optimizer: Optimizer, bound: Bound, index: int, state: dict[str, Any]) -> bool:
+    """Whether they are others than those of the plan."""
     leaf = bound.leaves[index]
     known = bound.plan.get_state(index)
     wanted = {}
@@ -103,18 +109,24 @@ def _read_buffers(optimizer: Optimizer, bound: Bound, index: int, state: dict[st
             wanted[slot] = memory_of(state[name])
             if not leaf.direct:
                 leaf.wrapped[name] = state[name]
-    if wanted.keys() != known.keys() or any(wanted[slot] is not known[slot] for slot in wanted):
+    same = wanted.keys() == known.keys() and all(wanted[slot] is known[slot] for slot in wanted)
+    if not same:
         bound.plan.set_state(index, wanted)
+    return not same
 
 
-def _read_numbers(optimizer: Optimizer, bound: Bound, index: int, state: dict[str, Any]) -> None:
+def _read_numbers(
+    optimizer: Optimizer, bound: Bound, index: int, state: dict[str, Any], replaced: bool
+) -> None:
     steps, product = bound.plan.get_progress(index)
     scalars = optimizer._form.scalars
     buffers = [name for name in optimizer._form.buffers.values() if state.get(name) is not None]
     if "step" in scalars:
         new_steps = _checked_number("step", state["step"]) if "step" in state else 0
-    else:  # torch counts no steps here; what counts is whether there have been any
-        new_steps = max(steps, 1) if buffers else 0
+    elif buffers:  # torch counts no steps here; what counts is whether there have been any
+        new_steps = max(steps, 1)
+    else:
+        new_steps = 0 if replaced else steps
     new_product = product
     if "mu_product" in scalars:
         new_product = _checked_number("mu_product", state.get("mu_product", 1.0))

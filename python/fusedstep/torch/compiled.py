@@ -19,7 +19,12 @@ _handles = itertools.count()
 _library = torch.library.Library("fusedstep", "DEF")
 # `places` says which of the optimizer's parameters these are. The optimizer's state is no argument:
 # nothing else in a graph reads or writes it, and what is mutated orders the calls.
-_library.define("step(int handle, int[] places, Tensor(a!)[] params, Tensor[] grads) -> ()")
+# The tag keeps it out of the CUDA graphs that `mode="reduce-overhead"` makes: what is read when the
+# graph runs would be read when it is captured. (Old versions of torch do not know the tag.)
+_tags = [torch.Tag.cudagraph_unsafe] if hasattr(torch.Tag, "cudagraph_unsafe") else []
+_library.define(
+    "step(int handle, int[] places, Tensor(a!)[] params, Tensor[] grads) -> ()", tags=_tags
+)
 
 
 def register(optimizer: Optimizer) -> int:

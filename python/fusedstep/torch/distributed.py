@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 
 from fusedstep import _core
+from fusedstep.torch.amp import Scaling
 from fusedstep.torch.leaves import Leaf, is_dtensor, is_flat
 
 # Outside of it a sum of squares of float64 numbers may have lost some, or be about to overflow.
@@ -92,7 +93,7 @@ def agree(
 def tell(
     param_groups: list[dict[str, Any]],
     policy: _core.Policy,
-    overflow: bool | None,
+    scaling: Scaling,
     failure: Exception,
 ) -> None:
     """Says to processes that wait in `agree` that this one raises before it comes to that.
@@ -100,14 +101,17 @@ def tell(
     Args:
         param_groups: Those of the optimizer.
         policy: As for `agree`.
-        overflow: As for `agree`.
+        scaling: What a scaler has said.
         failure: What this process has raised.
     """
     groups = [group for group in param_groups if group["params"]]
+    params = [param for group in groups for param in group["params"]]
+    if not any(map(is_dtensor, params)):  # nobody waits
+        return
+    overflow = scaling.overflow
     clips = any(group.get("grad_clip_norm") is not None for group in groups)
     if overflow is None and not clips and not _is_judged(policy):
         return
-    params = [param for group in groups for param in group["params"]]
     parts = _parts(params, [None] * len(params))
     with contextlib.suppress(type(failure)):
         _share(parts, [_LOST] * len(parts), bool(overflow), failure)

@@ -23,7 +23,8 @@ class Argument(NamedTuple):
 _IN_GROUPS = {
     "lr": (
         "float | Tensor",
-        "Learning rate, >= 0. A number, or a tensor of one, which is read at every step.",
+        "Learning rate, >= 0. A number, or a tensor of one, which is read at every step; on the "
+        "GPU of the parameters by that GPU, so that nobody waits, and nobody checks its range.",
     ),
     "momentum": (
         "float | Tensor",
@@ -37,6 +38,11 @@ _IN_GROUPS = {
     "weight_decay": (
         "float | Tensor",
         "Decay coefficient, >= 0, added to the gradient after clipping (L2).",
+    ),
+    "rescale_grad": (
+        "float | Tensor",
+        "Multiplies every gradient before anything else is done with it, finite. A number, or a "
+        "tensor of one, which is read as that of `lr` is.",
     ),
     "next_momentum": (
         "float | None",
@@ -96,9 +102,9 @@ Args:
 State:
 {state}
 
-    Tensors have the strides and the sharding of their parameter, and its dtype, but float32 for
-    a float16 or bfloat16 one. Counts are brought up to date when `state` or `state_dict` is
-    read.
+    Tensors have the strides, the sharding and the device of their parameter, and its dtype, but
+    float32 for a float16 or bfloat16 one. Counts are brought up to date when `state` or
+    `state_dict` is read.
 
 Raises:
     TypeError: If an argument is of a wrong kind; the message names it and what it was.

@@ -66,7 +66,7 @@ def check_spread(param: Any, name: str, buffer: Any) -> None:
 def _form(memory: Any) -> tuple[Any, ...]:
     """What may not change under a registered tensor."""
     strides = memory.stride() if memory.layout is torch.strided else memory.layout
-    return memory.dtype, memory.shape, strides
+    return memory.device, memory.dtype, memory.shape, strides
 
 
 def fitted(param: Any, name: str, buffer: Any) -> Any:
@@ -106,10 +106,12 @@ class Leaf:
         name: Where it stands in the groups, as messages say it.
         target: The tensor that is registered with the core and updated by it.
         wrapped: State buffers as `Optimizer.state` shows them, by torch's names.
+        published: The progress that `Optimizer.state` was last brought up to date with.
     """
 
     direct = False  # the core may read `param` and `param.grad` by itself
     name = ""
+    published: tuple[int, float] | None = None
 
     def __init__(self, param: Any) -> None:
         self.param = param
@@ -236,7 +238,7 @@ def _is_master(param: Any, kept: Any) -> bool:
         return False
     memory, own = memory_of(kept), memory_of(param)
     like = torch.empty_like(own, dtype=torch.float32, device="meta")
-    return memory.device == own.device and _form(memory) == _form(like)
+    return memory.device == own.device and _form(memory)[1:] == _form(like)[1:]
 
 
 class Master(Leaf):

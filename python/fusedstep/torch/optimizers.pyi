@@ -22,7 +22,6 @@ from fusedstep.hyperparameters import (
     MomentumDecay,
     Nesterov,
     OnNonfinite,
-    RescaleGrad,
     SkipGradNorm,
 )
 from fusedstep.torch.base import Optimizer
@@ -42,7 +41,8 @@ class SGD(Optimizer):
         params: Parameters, pairs of name and parameter, or dicts of param groups, as for
             `torch.optim.Optimizer`. float32, float64, float16, bfloat16, complex64 or complex128.
             One that occurs twice is updated once.
-        lr: Learning rate, >= 0. A number, or a tensor of one, which is read at every step.
+        lr: Learning rate, >= 0. A number, or a tensor of one, which is read at every step; on the
+            GPU of the parameters by that GPU, so that nobody waits, and nobody checks its range.
         momentum: Share of the velocity that a step keeps, in [0, 1), dimensionless. A number, or a
             tensor of one, which is read at every step.
         dampening: In [0, 1]: the gradient enters the velocity with weight `1 - dampening`. Equal to
@@ -61,7 +61,7 @@ class SGD(Optimizer):
         grad_clip_value: Largest magnitude of a gradient element, > 0, applied after the norm clip.
             None: no limit.
         rescale_grad: Multiplies every gradient before anything else is done with it, finite. A
-            number, or a buffer of one element, read at every step.
+            number, or a tensor of one, which is read as that of `lr` is.
         on_nonfinite: What a step does whose gradients hold inf or NaN: compute with them
             ("propagate"), leave everything as it was ("skip"), or do so and raise
             FloatingPointError ("raise").
@@ -87,9 +87,9 @@ class SGD(Optimizer):
         - `momentum_buffer`: The velocity v, where the form keeps it.
         - `master_param`: The float32 master of a 16-bit parameter, with `master_weights`.
 
-        Tensors have the strides and the sharding of their parameter, and its dtype, but float32 for
-        a float16 or bfloat16 one. Counts are brought up to date when `state` or `state_dict` is
-        read.
+        Tensors have the strides, the sharding and the device of their parameter, and its dtype, but
+        float32 for a float16 or bfloat16 one. Counts are brought up to date when `state` or
+        `state_dict` is read.
 
     Raises:
         TypeError: If an argument is of a wrong kind; the message names it and what it was.
@@ -131,7 +131,7 @@ class SGD(Optimizer):
         decoupled_weight_decay: DecoupledWeightDecay = False,
         grad_clip_norm: GradClipNorm = None,
         grad_clip_value: GradClipValue = None,
-        rescale_grad: RescaleGrad = 1.0,
+        rescale_grad: float | Tensor = 1.0,
         on_nonfinite: OnNonfinite = "propagate",
         grad_clip_scope: GradClipScope = "all",
         skip_grad_norm: SkipGradNorm = None,
@@ -153,7 +153,8 @@ class Momentum(Optimizer):
         params: Parameters, pairs of name and parameter, or dicts of param groups, as for
             `torch.optim.Optimizer`. float32, float64, float16, bfloat16, complex64 or complex128.
             One that occurs twice is updated once.
-        lr: Learning rate, >= 0. A number, or a tensor of one, which is read at every step.
+        lr: Learning rate, >= 0. A number, or a tensor of one, which is read at every step; on the
+            GPU of the parameters by that GPU, so that nobody waits, and nobody checks its range.
         momentum: Share of the velocity that a step keeps, in [0, 1), dimensionless. A number, or a
             tensor of one, which is read at every step.
         maximize: True ascends instead of descending.
@@ -178,7 +179,7 @@ class Momentum(Optimizer):
         grad_clip_value: Largest magnitude of a gradient element, > 0, applied after the norm clip.
             None: no limit.
         rescale_grad: Multiplies every gradient before anything else is done with it, finite. A
-            number, or a buffer of one element, read at every step.
+            number, or a tensor of one, which is read as that of `lr` is.
         on_nonfinite: What a step does whose gradients hold inf or NaN: compute with them
             ("propagate"), leave everything as it was ("skip"), or do so and raise
             FloatingPointError ("raise").
@@ -204,9 +205,9 @@ class Momentum(Optimizer):
         - `momentum_buffer`: The velocity v.
         - `master_param`: The float32 master of a 16-bit parameter, with `master_weights`.
 
-        Tensors have the strides and the sharding of their parameter, and its dtype, but float32 for
-        a float16 or bfloat16 one. Counts are brought up to date when `state` or `state_dict` is
-        read.
+        Tensors have the strides, the sharding and the device of their parameter, and its dtype, but
+        float32 for a float16 or bfloat16 one. Counts are brought up to date when `state` or
+        `state_dict` is read.
 
     Raises:
         TypeError: If an argument is of a wrong kind; the message names it and what it was.
@@ -250,7 +251,7 @@ class Momentum(Optimizer):
         decoupled_weight_decay: DecoupledWeightDecay = False,
         grad_clip_norm: GradClipNorm = None,
         grad_clip_value: GradClipValue = None,
-        rescale_grad: RescaleGrad = 1.0,
+        rescale_grad: float | Tensor = 1.0,
         on_nonfinite: OnNonfinite = "propagate",
         grad_clip_scope: GradClipScope = "all",
         skip_grad_norm: SkipGradNorm = None,
@@ -275,7 +276,8 @@ class MomentumNesterov(Optimizer):
         params: Parameters, pairs of name and parameter, or dicts of param groups, as for
             `torch.optim.Optimizer`. float32, float64, float16, bfloat16, complex64 or complex128.
             One that occurs twice is updated once.
-        lr: Learning rate, >= 0. A number, or a tensor of one, which is read at every step.
+        lr: Learning rate, >= 0. A number, or a tensor of one, which is read at every step; on the
+            GPU of the parameters by that GPU, so that nobody waits, and nobody checks its range.
         momentum: Share of the velocity that a step keeps, in [0, 1), dimensionless. A number, or a
             tensor of one, which is read at every step.
         maximize: True ascends instead of descending.
@@ -300,7 +302,7 @@ class MomentumNesterov(Optimizer):
         grad_clip_value: Largest magnitude of a gradient element, > 0, applied after the norm clip.
             None: no limit.
         rescale_grad: Multiplies every gradient before anything else is done with it, finite. A
-            number, or a buffer of one element, read at every step.
+            number, or a tensor of one, which is read as that of `lr` is.
         on_nonfinite: What a step does whose gradients hold inf or NaN: compute with them
             ("propagate"), leave everything as it was ("skip"), or do so and raise
             FloatingPointError ("raise").
@@ -326,9 +328,9 @@ class MomentumNesterov(Optimizer):
         - `momentum_buffer`: The velocity v.
         - `master_param`: The float32 master of a 16-bit parameter, with `master_weights`.
 
-        Tensors have the strides and the sharding of their parameter, and its dtype, but float32 for
-        a float16 or bfloat16 one. Counts are brought up to date when `state` or `state_dict` is
-        read.
+        Tensors have the strides, the sharding and the device of their parameter, and its dtype, but
+        float32 for a float16 or bfloat16 one. Counts are brought up to date when `state` or
+        `state_dict` is read.
 
     Raises:
         TypeError: If an argument is of a wrong kind; the message names it and what it was.
@@ -373,7 +375,7 @@ class MomentumNesterov(Optimizer):
         decoupled_weight_decay: DecoupledWeightDecay = False,
         grad_clip_norm: GradClipNorm = None,
         grad_clip_value: GradClipValue = None,
-        rescale_grad: RescaleGrad = 1.0,
+        rescale_grad: float | Tensor = 1.0,
         on_nonfinite: OnNonfinite = "propagate",
         grad_clip_scope: GradClipScope = "all",
         skip_grad_norm: SkipGradNorm = None,
@@ -404,7 +406,8 @@ class NAdam(Optimizer):
         params: Parameters, pairs of name and parameter, or dicts of param groups, as for
             `torch.optim.Optimizer`. float32, float64, float16, bfloat16, complex64 or complex128.
             One that occurs twice is updated once.
-        lr: Learning rate, >= 0. A number, or a tensor of one, which is read at every step.
+        lr: Learning rate, >= 0. A number, or a tensor of one, which is read at every step; on the
+            GPU of the parameters by that GPU, so that nobody waits, and nobody checks its range.
         betas: Decay rates of the averages of the gradient and of its square, each in [0, 1).
         eps: Added to the square root in the denominator, >= 0; bounds the step.
         weight_decay: Decay coefficient, >= 0, added to the gradient after clipping (L2).
@@ -415,7 +418,7 @@ class NAdam(Optimizer):
             gradient.
         maximize: True ascends instead of descending.
         foreach: Accepted, without effect: there is one implementation.
-        capturable: Accepted, without effect on the CPU.
+        capturable: Accepted, without effect: a step on a GPU can always be captured.
         differentiable: Must be False: autograd cannot see into the step.
         grad_clip_norm: Largest norm of all gradients of the step together (see `grad_clip_scope`),
             > 0: they are scaled by `min(1, grad_clip_norm / norm)`. `inf` measures the norm without
@@ -423,7 +426,7 @@ class NAdam(Optimizer):
         grad_clip_value: Largest magnitude of a gradient element, > 0, applied after the norm clip.
             None: no limit.
         rescale_grad: Multiplies every gradient before anything else is done with it, finite. A
-            number, or a buffer of one element, read at every step.
+            number, or a tensor of one, which is read as that of `lr` is.
         on_nonfinite: What a step does whose gradients hold inf or NaN: compute with them
             ("propagate"), leave everything as it was ("skip"), or do so and raise
             FloatingPointError ("raise").
@@ -452,9 +455,9 @@ class NAdam(Optimizer):
         - `mu_product`: The product M of the momenta so far, a float64 tensor on the CPU.
         - `master_param`: The float32 master of a 16-bit parameter, with `master_weights`.
 
-        Tensors have the strides and the sharding of their parameter, and its dtype, but float32 for
-        a float16 or bfloat16 one. Counts are brought up to date when `state` or `state_dict` is
-        read.
+        Tensors have the strides, the sharding and the device of their parameter, and its dtype, but
+        float32 for a float16 or bfloat16 one. Counts are brought up to date when `state` or
+        `state_dict` is read.
 
     Raises:
         TypeError: If an argument is of a wrong kind; the message names it and what it was.
@@ -500,7 +503,7 @@ class NAdam(Optimizer):
         differentiable: bool = False,
         grad_clip_norm: GradClipNorm = None,
         grad_clip_value: GradClipValue = None,
-        rescale_grad: RescaleGrad = 1.0,
+        rescale_grad: float | Tensor = 1.0,
         on_nonfinite: OnNonfinite = "propagate",
         grad_clip_scope: GradClipScope = "all",
         skip_grad_norm: SkipGradNorm = None,
@@ -527,14 +530,15 @@ class Adam(Optimizer):
         params: Parameters, pairs of name and parameter, or dicts of param groups, as for
             `torch.optim.Optimizer`. float32, float64, float16, bfloat16, complex64 or complex128.
             One that occurs twice is updated once.
-        lr: Learning rate, >= 0. A number, or a tensor of one, which is read at every step.
+        lr: Learning rate, >= 0. A number, or a tensor of one, which is read at every step; on the
+            GPU of the parameters by that GPU, so that nobody waits, and nobody checks its range.
         betas: Decay rates of the averages of the gradient and of its square, each in [0, 1).
         eps: Added to the square root in the denominator, >= 0; bounds the step.
         weight_decay: Decay coefficient, >= 0, added to the gradient after clipping (L2).
         amsgrad: True divides by the largest average of squares so far, which is kept as state.
         maximize: True ascends instead of descending.
         foreach: Accepted, without effect: there is one implementation.
-        capturable: Accepted, without effect on the CPU.
+        capturable: Accepted, without effect: a step on a GPU can always be captured.
         differentiable: Must be False: autograd cannot see into the step.
         fused: Accepted, without effect: the step is always fused.
         decoupled_weight_decay: True decays the parameter itself, `p -= lr wd p`, not through the
@@ -545,7 +549,7 @@ class Adam(Optimizer):
         grad_clip_value: Largest magnitude of a gradient element, > 0, applied after the norm clip.
             None: no limit.
         rescale_grad: Multiplies every gradient before anything else is done with it, finite. A
-            number, or a buffer of one element, read at every step.
+            number, or a tensor of one, which is read as that of `lr` is.
         on_nonfinite: What a step does whose gradients hold inf or NaN: compute with them
             ("propagate"), leave everything as it was ("skip"), or do so and raise
             FloatingPointError ("raise").
@@ -574,9 +578,9 @@ class Adam(Optimizer):
         - `step`: The number t of steps that were applied to the parameter, a tensor on the CPU.
         - `master_param`: The float32 master of a 16-bit parameter, with `master_weights`.
 
-        Tensors have the strides and the sharding of their parameter, and its dtype, but float32 for
-        a float16 or bfloat16 one. Counts are brought up to date when `state` or `state_dict` is
-        read.
+        Tensors have the strides, the sharding and the device of their parameter, and its dtype, but
+        float32 for a float16 or bfloat16 one. Counts are brought up to date when `state` or
+        `state_dict` is read.
 
     Raises:
         TypeError: If an argument is of a wrong kind; the message names it and what it was.
@@ -623,7 +627,7 @@ class Adam(Optimizer):
         decoupled_weight_decay: DecoupledWeightDecay = False,
         grad_clip_norm: GradClipNorm = None,
         grad_clip_value: GradClipValue = None,
-        rescale_grad: RescaleGrad = 1.0,
+        rescale_grad: float | Tensor = 1.0,
         on_nonfinite: OnNonfinite = "propagate",
         grad_clip_scope: GradClipScope = "all",
         skip_grad_norm: SkipGradNorm = None,
@@ -649,7 +653,8 @@ class AdamW(Optimizer):
         params: Parameters, pairs of name and parameter, or dicts of param groups, as for
             `torch.optim.Optimizer`. float32, float64, float16, bfloat16, complex64 or complex128.
             One that occurs twice is updated once.
-        lr: Learning rate, >= 0. A number, or a tensor of one, which is read at every step.
+        lr: Learning rate, >= 0. A number, or a tensor of one, which is read at every step; on the
+            GPU of the parameters by that GPU, so that nobody waits, and nobody checks its range.
         betas: Decay rates of the averages of the gradient and of its square, each in [0, 1).
         eps: Added to the square root in the denominator, >= 0; bounds the step.
         weight_decay: Decay coefficient, >= 0: a step subtracts `lr * weight_decay` of the
@@ -657,7 +662,7 @@ class AdamW(Optimizer):
         amsgrad: True divides by the largest average of squares so far, which is kept as state.
         maximize: True ascends instead of descending.
         foreach: Accepted, without effect: there is one implementation.
-        capturable: Accepted, without effect on the CPU.
+        capturable: Accepted, without effect: a step on a GPU can always be captured.
         differentiable: Must be False: autograd cannot see into the step.
         fused: Accepted, without effect: the step is always fused.
         grad_clip_norm: Largest norm of all gradients of the step together (see `grad_clip_scope`),
@@ -666,7 +671,7 @@ class AdamW(Optimizer):
         grad_clip_value: Largest magnitude of a gradient element, > 0, applied after the norm clip.
             None: no limit.
         rescale_grad: Multiplies every gradient before anything else is done with it, finite. A
-            number, or a buffer of one element, read at every step.
+            number, or a tensor of one, which is read as that of `lr` is.
         on_nonfinite: What a step does whose gradients hold inf or NaN: compute with them
             ("propagate"), leave everything as it was ("skip"), or do so and raise
             FloatingPointError ("raise").
@@ -695,9 +700,9 @@ class AdamW(Optimizer):
         - `step`: The number t of steps that were applied to the parameter, a tensor on the CPU.
         - `master_param`: The float32 master of a 16-bit parameter, with `master_weights`.
 
-        Tensors have the strides and the sharding of their parameter, and its dtype, but float32 for
-        a float16 or bfloat16 one. Counts are brought up to date when `state` or `state_dict` is
-        read.
+        Tensors have the strides, the sharding and the device of their parameter, and its dtype, but
+        float32 for a float16 or bfloat16 one. Counts are brought up to date when `state` or
+        `state_dict` is read.
 
     Raises:
         TypeError: If an argument is of a wrong kind; the message names it and what it was.
@@ -743,7 +748,7 @@ class AdamW(Optimizer):
         fused: bool | None = None,
         grad_clip_norm: GradClipNorm = None,
         grad_clip_value: GradClipValue = None,
-        rescale_grad: RescaleGrad = 1.0,
+        rescale_grad: float | Tensor = 1.0,
         on_nonfinite: OnNonfinite = "propagate",
         grad_clip_scope: GradClipScope = "all",
         skip_grad_norm: SkipGradNorm = None,
@@ -773,14 +778,15 @@ class RMSprop(Optimizer):
         params: Parameters, pairs of name and parameter, or dicts of param groups, as for
             `torch.optim.Optimizer`. float32, float64, float16, bfloat16, complex64 or complex128.
             One that occurs twice is updated once.
-        lr: Learning rate, >= 0. A number, or a tensor of one, which is read at every step.
+        lr: Learning rate, >= 0. A number, or a tensor of one, which is read at every step; on the
+            GPU of the parameters by that GPU, so that nobody waits, and nobody checks its range.
         alpha: Decay rate of the averages of the gradient's square, in [0, 1).
         eps: Added to the square root in the denominator, >= 0; bounds the step.
         weight_decay: Decay coefficient, >= 0, added to the gradient after clipping (L2).
         momentum: Share of the velocity that a step keeps, in [0, 1), dimensionless. A number, or a
             tensor of one, which is read at every step.
         centered: True divides by the standard deviation: the average gradient is kept as state.
-        capturable: Accepted, without effect on the CPU.
+        capturable: Accepted, without effect: a step on a GPU can always be captured.
         foreach: Accepted, without effect: there is one implementation.
         maximize: True ascends instead of descending.
         differentiable: Must be False: autograd cannot see into the step.
@@ -798,7 +804,7 @@ class RMSprop(Optimizer):
         grad_clip_value: Largest magnitude of a gradient element, > 0, applied after the norm clip.
             None: no limit.
         rescale_grad: Multiplies every gradient before anything else is done with it, finite. A
-            number, or a buffer of one element, read at every step.
+            number, or a tensor of one, which is read as that of `lr` is.
         on_nonfinite: What a step does whose gradients hold inf or NaN: compute with them
             ("propagate"), leave everything as it was ("skip"), or do so and raise
             FloatingPointError ("raise").
@@ -827,9 +833,9 @@ class RMSprop(Optimizer):
         - `step`: The number t of steps that were applied to the parameter, a tensor on the CPU.
         - `master_param`: The float32 master of a 16-bit parameter, with `master_weights`.
 
-        Tensors have the strides and the sharding of their parameter, and its dtype, but float32 for
-        a float16 or bfloat16 one. Counts are brought up to date when `state` or `state_dict` is
-        read.
+        Tensors have the strides, the sharding and the device of their parameter, and its dtype, but
+        float32 for a float16 or bfloat16 one. Counts are brought up to date when `state` or
+        `state_dict` is read.
 
     Raises:
         TypeError: If an argument is of a wrong kind; the message names it and what it was.
@@ -879,7 +885,7 @@ class RMSprop(Optimizer):
         decoupled_weight_decay: DecoupledWeightDecay = False,
         grad_clip_norm: GradClipNorm = None,
         grad_clip_value: GradClipValue = None,
-        rescale_grad: RescaleGrad = 1.0,
+        rescale_grad: float | Tensor = 1.0,
         on_nonfinite: OnNonfinite = "propagate",
         grad_clip_scope: GradClipScope = "all",
         skip_grad_norm: SkipGradNorm = None,

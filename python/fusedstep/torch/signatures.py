@@ -28,7 +28,9 @@ class Extra(NamedTuple):
 SWITCHES = {
     "foreach": Extra("bool | None", None, "Accepted, without effect: there is one implementation."),
     "fused": Extra("bool | None", None, "Accepted, without effect: the step is always fused."),
-    "capturable": Extra("bool", False, "Accepted, without effect on the CPU."),
+    "capturable": Extra(
+        "bool", False, "Accepted, without effect: a step on a GPU can always be captured."
+    ),
     "differentiable": Extra("bool", False, "Must be False: autograd cannot see into the step."),
 }
 
@@ -173,12 +175,23 @@ def _check_number(name: str, check: Check, value: Any) -> None:
 
 
 def plain(name: str, value: Any) -> Any:
-    """A tensor of one number as that number."""
+    """A tensor of one number as that number. Waits for one on a GPU.
+
+    Raises:
+        ValueError: If it has more or fewer elements.
+        RuntimeError: If it is on a GPU whose stream is being captured into a CUDA graph, which the
+            attempt to read it would end.
+    """
     if not isinstance(value, torch.Tensor):
         return value
     if value.numel() != 1:
         shape = tuple(value.shape)
         raise ValueError(f"{name}: expected a tensor of one number, got one of shape {shape}")
+    if value.is_cuda and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            f"{name}: a tensor on a GPU cannot be read by the host while a CUDA graph is captured; "
+            "lr and rescale_grad may be such tensors, which the graph reads at each replay"
+        )
     return value.item()
 
 
