@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from cudatools import ROOT, configure
 
-ROOT = Path(__file__).resolve().parent.parent
 BROKEN = """#!/bin/sh
 echo '#error -- unsupported GNU version!' >&2
 exit 1
@@ -26,27 +21,6 @@ pytestmark = pytest.mark.skipif(
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A build tree, which all tests configure."""
     return tmp_path_factory.mktemp("build")
-
-
-def configure(tree: Path, **settings: str | Path) -> tuple[bool, str]:
-    """Whether that worked, and what was said, without line breaks."""
-    beside = str(Path(sys.executable).parent)
-    path = os.pathsep.join([beside, os.environ["PATH"]])
-    cmake = shutil.which("cmake", path=path)
-    if cmake is None or importlib.util.find_spec("pybind11") is None:
-        pytest.skip("needs CMake and pybind11")
-    import pybind11
-
-    settings = {
-        "FUSEDSTEP_XLA": "OFF", "Python_EXECUTABLE": sys.executable,
-        "pybind11_DIR": pybind11.get_cmake_dir(), "SKBUILD_PROJECT_VERSION": "0", **settings,
-    }  # fmt: skip
-    command = [cmake, "-S", str(ROOT), "-B", str(tree)]
-    command += [f"-D{name}={value}" for name, value in settings.items()]
-    done = subprocess.run(
-        command, capture_output=True, text=True, check=False, env={**os.environ, "PATH": path}
-    )
-    return done.returncode == 0, " ".join((done.stdout + done.stderr).split())
 
 
 def test_without_nvcc(tree: Path) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import fusedstep as fs
 import pytest
 from cudatools import cuda_tool
+from fusedstep import _core
 from subprocesses import run_python
 
 # The installed one, whatever else a test has put in its place.
@@ -178,3 +179,14 @@ def test_the_architectures_are_those_of_the_status() -> None:
     names = [f"{kinds[kind]}_{number}" for kind, number in found]
     assert set(names) == set(status()["architectures"])
     assert len({names.count(name) for name in names}) == 1
+
+
+@built
+def test_no_kernel_needs_local_memory() -> None:
+    """Of any architecture that is built: tests/test_cuda_source.py compiles for some of them."""
+    command = [cuda_tool("cuobjdump"), "--dump-resource-usage", str(SPEC.origin)]
+    listing = subprocess.run(command, capture_output=True, text=True, check=True)
+    pattern = r"Function (\w+):\s+REG:\d+ STACK:(\d+) SHARED:\d+ LOCAL:(\d+)"
+    found = re.findall(pattern, listing.stdout)
+    assert len(found) >= 3 * len(_core.rules()) + 3
+    assert [(name, amounts) for name, *amounts in found if amounts != ["0", "0"]] == []

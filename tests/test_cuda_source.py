@@ -1,81 +1,98 @@
-"""The rules as a CUDA compiler sees them: the same headers, and which instructions become of them.
+"""What becomes of the CUDA kernels, from the build's own sources and flags: PTX, machine code.
 
 Nothing runs here, so no GPU is needed. The same bits as on the CPU follow from the instructions:
 every operation is one that rounds to nearest, and nothing is fused that the formula does not fuse.
+The speed follows from them in part: what is read and written, how, and what is left out.
 """
 
 from __future__ import annotations
 
 import re
-import shutil
-import subprocess
+from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from cudatools import (
+    ACCESSES,
+    ROOT,
+    Command,
+    Kernel,
+    accesses,
+    assemble,
+    compile_ptx,
+    kernel_commands,
+    kernel_name,
+    kernels_of_cubin,
+    kernels_of_ptx,
+)
 from fusedstep import _core
 
-ROOT = Path(__file__).resolve().parent.parent
-SOURCE = ROOT / "tests" / "cuda" / "instantiate.cu"
+pytestmark = pytest.mark.skipif(
+    not (ROOT / "CMakeLists.txt").exists(), reason="runs in a checkout only"
+)
+
 RULES = sorted(_core.rules())
-# What converting coefficients, and asking whether they are zero, takes.
-DOUBLE_IN_FLOAT32 = {"ld.global.f64", "cvt.rn.f32.f64", "setp.eq.f64", "setp.neu.f64"}
+STRUCTS = {rule: rule.title().replace("_", "") for rule in RULES} | {"nadam": "NAdam"}
+ARCHITECTURES = (75, 80, 90, 120)  # of each family that differs in registers or instructions
+VECTOR = 16  # bytes
 
-Kernels = dict[str, str]
-
-
-def compile_ptx(folder: Path, *flags: str) -> Kernels:
-    """The PTX of each kernel by its name; warnings are errors."""
-    nvcc = shutil.which("nvcc")
-    if not nvcc:
-        pytest.skip("needs nvcc, the compiler of the CUDA toolkit")
-    out = folder / "instantiate.ptx"
-    command = [
-        *(nvcc, "-std=c++17", "--fmad=false", "-arch=sm_80", f"-I{ROOT / 'csrc'}", "-ptx"),
-        *("-Werror", "all-warnings", "-Xcompiler", "-Wall,-Wextra", *flags),
-        *(str(SOURCE), "-o", str(out)),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    head, *parts = out.read_text().split(".visible .entry ")
-    assert ".func" not in head
-    return {part.split("(")[0]: part for part in parts}
+Kernels = dict[str, Kernel]
 
 
 @pytest.fixture(scope="module")
-def kernels(tmp_path_factory: pytest.TempPathFactory) -> Kernels:
-    return compile_ptx(tmp_path_factory.mktemp("ptx"))
+def commands(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Command]:
+    return kernel_commands(tmp_path_factory.mktemp("build"))
 
 
-def instructions(kernel: str) -> list[str]:
-    """The operations of a kernel in order, with their modifiers."""
-    return re.findall(r"^\s+(?:@!?%p\d+\s+)?([a-z][\w.]*)\s", kernel, re.MULTILINE)
+@pytest.fixture(scope="module")
+def ptx_files(
+    commands: dict[str, Command], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("ptx")
+    with ThreadPoolExecutor() as pool:
+        jobs = {
+            name: pool.submit(compile_ptx, command, folder / f"{name}.ptx")
+            for name, command in commands.items()
+        }
+        return {name: job.result() for name, job in jobs.items()}
 
 
-def kernel_of(kernels: Kernels, function: str, rule: str, letter: str = "") -> str:
-    """The kernel `function` of a rule; letter: f or d, for the arithmetic type."""
-    struct = rule.replace("_", "")
-    name = re.compile(rf"\d{function}INS_\d+{struct}E{letter}E", re.IGNORECASE)
-    (found,) = (text for mangled, text in kernels.items() if name.search(mangled))
+@pytest.fixture(scope="module")
+def kernels(ptx_files: dict[str, Path]) -> Kernels:
+    """The PTX of each kernel."""
+    return read_ptx(*ptx_files.values())
+
+
+def read_ptx(*files: Path) -> Kernels:
+    return {k: v for file in files for k, v in kernels_of_ptx(file.read_text()).items()}
+
+
+def slots_of(rule: str) -> int:
+    return len(_core.rules()[rule]["slots"])
+
+
+def update_loop(kernels: Kernels, rule: str, access: str) -> list[str]:
+    """The loop over the elements of a chunk: that which stores vectors."""
+    loops = kernels[f"update {STRUCTS[rule]} {access}"].innermost_loops()
+    (found,) = (loop for loop in loops if accesses(loop)["st", "global", VECTOR])
     return found
 
 
-def test_every_rule_compiles_unchanged(kernels: Kernels) -> None:
-    assert len(kernels) == 3 * len(RULES) + 2
-    for rule in RULES:
-        assert "st.global.f64" in instructions(kernel_of(kernels, "prepare", rule))
+def sum_loops(kernel: Kernel) -> list[list[str]]:
+    """The loops over dense gradients: those that only read vectors, and sum in double."""
+    loops = [loop for loop in kernel.innermost_loops() if accesses(loop)["ld", "global", VECTOR]]
+    return [loop for loop in loops if not accesses(loop)["st", "global", VECTOR]]
 
 
-@pytest.mark.parametrize("letter", ["f", "d"])
-@pytest.mark.parametrize("rule", RULES)
-def test_a_step_touches_each_buffer_once(kernels: Kernels, rule: str, letter: str) -> None:
-    """One read of everything, one write of all but the gradient."""
-    found = instructions(kernel_of(kernels, "apply", rule, letter))
-    real = {"f": "f32", "d": "f64"}[letter]
-    slots = len(_core.rules()[rule]["slots"])
-    assert found.count(f"st.global.{real}") == 1 + slots
-    if letter == "f":
-        assert found.count("ld.global.f32") == 2 + slots
+def test_there_is_a_kernel_for_every_rule_and_storage(kernels: Kernels) -> None:
+    updates = {f"update {STRUCTS[rule]} {access}" for rule in RULES for access in ACCESSES}
+    assert set(kernels) == updates | {"update any", "measure", "upload"}
+
+
+# --- bits -------------------------------------------------------------------------------------
 
 
 def arithmetic(kernels: Kernels) -> Iterator[tuple[str, str]]:
@@ -83,60 +100,254 @@ def arithmetic(kernels: Kernels) -> Iterator[tuple[str, str]]:
 
     `mul.f32` without a rounding is what a later stage may fuse with an addition.
     """
-    for text in kernels.values():
-        for instruction in instructions(text):
+    for kernel in kernels.values():
+        for instruction in kernel.instructions:
             operation, *modifiers = instruction.split(".")
             rounds = operation in {"add", "sub", "mul", "mad", "fma", "div", "rcp", "sqrt", "rsqrt"}
-            if rounds and {"f32", "f64"} & set(modifiers):
+            if rounds and {"f16", "bf16", "f32", "f64"} & set(modifiers):
                 yield operation, instruction
 
 
-def test_everything_rounds_to_nearest(kernels: Kernels) -> None:
-    found = set(arithmetic(kernels))
+def allowed_arithmetic() -> set[tuple[str, str]]:
     operations = ("add", "sub", "mul", "fma", "div", "sqrt")
-    allowed = {(op, f"{op}.rn.{real}") for op in operations for real in ("f32", "f64")}
-    assert found <= allowed | {("rcp", "rcp.rn.f64")}
-    assert allowed <= found
+    return {(op, f"{op}.rn.{real}") for op in operations for real in ("f32", "f64")}
+
+
+def check_rounding(kernels: Kernels) -> None:
+    assert set(arithmetic(kernels)) <= allowed_arithmetic() | {("rcp", "rcp.rn.f64")}
+
+
+def test_everything_rounds_to_nearest(kernels: Kernels) -> None:
+    check_rounding(kernels)
+    assert allowed_arithmetic() <= set(arithmetic(kernels))
+
+
+def test_conversions_round_to_nearest(kernels: Kernels) -> None:
+    """Where there is something to round. Counts become integers again, and powers need a floor."""
+    found = {i for kernel in kernels.values() for i in kernel.instructions}
+    real = {i for i in found if re.fullmatch(r"cvt\.(.*\.)?b?f\d+(\..*)?", i)}
+    exact = {"cvt.f32.f16", "cvt.f64.f32", "cvt.rmi.f64.f64"}
+    counts = {"cvt.rzi.s32.f64", "cvt.rzi.s64.f64", "cvt.rzi.u32.f64"}
+    rounding = {i for i in real - exact - counts if re.match(r"cvt\.rni?\.", i)}
+    assert real <= exact | counts | rounding
+    assert {"cvt.rn.f16.f32", "cvt.rn.f32.f64"} <= rounding
+
+
+def check_trap(kernels: Kernels, trap: str) -> None:
+    pattern = rf"{re.escape(trap)}\b" if trap.startswith(".") else rf"\b{trap}\b"
+    for kernel in kernels.values():
+        assert not re.search(pattern, kernel.text), kernel.name
 
 
 @pytest.mark.parametrize("trap", [".local", ".approx", ".ftz", "call"])
 def test_traps(kernels: Kernels, trap: str) -> None:
     """No local memory, no approximation, no flushed denormals, no function such as pow or exp."""
-    for name, text in kernels.items():
-        pattern = rf"{re.escape(trap)}\b" if trap.startswith(".") else rf"\b{trap}\b"
-        assert not re.search(pattern, text), name
+    check_trap(kernels, trap)
+
+
+BREAKING: dict[str, Callable[[Kernels], None]] = {
+    "--fmad=true": check_rounding,
+    "--use_fast_math": check_rounding,
+    "--ftz=true": lambda kernels: check_trap(kernels, ".ftz"),
+    "--prec-div=false": check_rounding,
+    "--prec-sqrt=false": lambda kernels: check_trap(kernels, ".approx"),
+}
+
+
+@pytest.fixture(scope="module")
+def one_shard(ptx_files: dict[str, Path]) -> str:
+    """That of NAdam, which has divisions and roots."""
+    return next(n for n, file in ptx_files.items() if "update NAdam float32" in read_ptx(file))
+
+
+@pytest.fixture(scope="module")
+def broken_kernels(
+    commands: dict[str, Command], one_shard: str, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Kernels]:
+    """The kernels of one shard by what flag they are compiled with."""
+    folder = tmp_path_factory.mktemp("broken")
+    with ThreadPoolExecutor() as pool:
+        jobs = {
+            flag: pool.submit(compile_ptx, commands[one_shard], folder / f"{flag}.ptx", flag)
+            for flag in BREAKING
+        }
+        return {flag: read_ptx(job.result()) for flag, job in jobs.items()}
+
+
+@pytest.mark.parametrize("flag", BREAKING)
+def test_the_tests_see_what_flags_break(
+    flag: str,
+    one_shard: str,
+    ptx_files: dict[str, Path],
+    broken_kernels: dict[str, Kernels],
+) -> None:
+    BREAKING[flag](read_ptx(ptx_files[one_shard]))
+    with pytest.raises(AssertionError):
+        BREAKING[flag](broken_kernels[flag])
+
+
+# --- updates ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("access", ["float32", "float64"])
+@pytest.mark.parametrize("rule", RULES)
+def test_an_update_touches_each_buffer_once(kernels: Kernels, rule: str, access: str) -> None:
+    """One read of everything, one write of all but the gradient, by vectors of 16 bytes.
+
+    What is misaligned, or at an end, by elements. Nothing else is read: no coefficient, no table.
+    """
+    size = 4 if access == "float32" else 8
+    reads, writes = 2 + slots_of(rule), 1 + slots_of(rule)
+    assert accesses(update_loop(kernels, rule, access)) == {
+        ("ld", "global", VECTOR): reads,
+        ("st", "global", VECTOR): writes,
+        ("ld", "global", size): VECTOR // size * reads,
+        ("st", "global", size): VECTOR // size * writes,
+    }
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_float32_elements_see_no_double_arithmetic(kernels: Kernels, rule: str) -> None:
-    found = instructions(kernel_of(kernels, "apply", rule, "f"))
-    doubles = {instruction for instruction in found if "f64" in instruction}
-    assert doubles <= DOUBLE_IN_FLOAT32
-    assert "cvt.rn.f32.f64" in doubles
+def test_a_mixed_update_touches_each_buffer_once(kernels: Kernels, rule: str) -> None:
+    """The same of each buffer as float32, and as four times 16 bits; a copy is written, too."""
+    reads = writes = 2 + slots_of(rule)
+    assert accesses(update_loop(kernels, rule, "mixed")) == {
+        (kind, "global", size): count * (1 if size >= 8 else 4)
+        for kind, count in (("ld", reads), ("st", writes))
+        for size in (VECTOR, VECTOR // 2, 4, 2)
+    }
 
 
-@pytest.mark.parametrize("letter", ["f", "d"])
+@pytest.mark.parametrize("access", ["float32", "mixed"])
 @pytest.mark.parametrize("rule", RULES)
-def test_one_division_and_one_root(kernels: Kernels, rule: str, letter: str) -> None:
+def test_float32_elements_see_no_double(kernels: Kernels, rule: str, access: str) -> None:
+    """Coefficients are rounded before the loop. Most GPUs convert 2 of them per clock."""
+    loop = update_loop(kernels, rule, access)
+    assert any(".f32" in instruction for instruction in loop)
+    assert not [instruction for instruction in loop if "f64" in instruction]
+
+
+@pytest.mark.parametrize("access", ACCESSES)
+@pytest.mark.parametrize("rule", RULES)
+def test_one_division_and_one_root_per_element(kernels: Kernels, rule: str, access: str) -> None:
     """They cost more than all the rest; a rule without averages of squares has none."""
-    found = instructions(kernel_of(kernels, "apply", rule, letter))
+    loop = update_loop(kernels, rule, access)
     adaptive = any("sq" in slot for slot in _core.rules()[rule]["slots"])
     for operation in ("div", "sqrt"):
-        assert sum(i.startswith(f"{operation}.rn") for i in found) == adaptive
+        found = sum(i.startswith(f"{operation}.rn") for i in loop)
+        assert found == adaptive * (2 if access == "float64" else 4)
 
 
-@pytest.mark.parametrize(
-    ("flag", "broken"),
-    [
-        ("--fmad=true", test_everything_rounds_to_nearest),
-        ("--use_fast_math", test_everything_rounds_to_nearest),
-        ("--ftz=true", lambda kernels: test_traps(kernels, ".ftz")),
-        ("--prec-div=false", test_everything_rounds_to_nearest),
-        ("--prec-sqrt=false", lambda kernels: test_traps(kernels, ".approx")),
-    ],
+# --- norms ------------------------------------------------------------------------------------
+
+
+def summed_type(loop: Counter[str]) -> str:
+    """The type of the gradients that a loop sums."""
+    if not loop["cvt.f64.f32"]:
+        return "float64"
+    if loop["cvt.f32.f16"]:
+        return "float16"
+    return "bfloat16" if loop["shl.b32"] else "float32"
+
+
+def test_gradients_are_measured_by_vectors(kernels: Kernels) -> None:
+    """Per type a loop that asks for 8 vectors at once, and one for what is left.
+
+    Squares are fused with the sum where they are exact, which is everywhere but in float64.
+    """
+    elements = {"float16": 8, "bfloat16": 8, "float32": 4, "float64": 2}  # of a vector
+    found = []
+    for loop in sum_loops(kernels["measure"]):
+        count = Counter(loop)
+        (vectors,) = accesses(loop).values()
+        name = summed_type(count)
+        found.append((name, vectors))
+        fused = 0 if name == "float64" else elements[name] * vectors
+        apart = elements[name] * vectors - fused
+        assert count["cvt.f64.f32"] == count["fma.rn.f64"] == fused
+        assert count["mul.rn.f64"] == count["add.rn.f64"] == apart
+        assert count["cvt.f32.f16"] == (fused if name == "float16" else 0)
+    assert sorted(found) == sorted((name, vectors) for name in elements for vectors in (1, 8))
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_results_are_measured_in_their_type_alone(kernels: Kernels, rule: str) -> None:
+    """A kernel whose parameters are all float32 has no loops for other types."""
+    for access in ("float32", "float64"):
+        loops = sum_loops(kernels[f"update {STRUCTS[rule]} {access}"])
+        assert loops
+        assert {summed_type(Counter(loop)) for loop in loops} == {access}
+        assert {size for loop in loops for size in accesses(loop)} == {("ld", "global", VECTOR)}
+
+
+# --- machine code -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Assembled:
+    """The machine code of all kernels for one architecture, and what the assembler has said."""
+
+    cubins: list[Path]
+    said: str
+
+
+@pytest.fixture(scope="module", params=ARCHITECTURES)
+def assembled(
+    request: pytest.FixtureRequest, commands: dict[str, Command], ptx_files: dict[str, Path]
+) -> Assembled:
+    """The kernel for all rules at once takes as long as all others together: for one architecture.
+
+    Of others tests/test_cuda_module.py sees it, where they are built.
+    """
+    largest_first = sorted(ptx_files, key=lambda name: -ptx_files[name].stat().st_size)
+    everything = request.param == ARCHITECTURES[0]
+    with ThreadPoolExecutor() as pool:
+        jobs = [
+            pool.submit(assemble, commands[name], ptx_files[name], request.param)
+            for name in largest_first
+            if everything or "update any" not in read_ptx(ptx_files[name])
+        ]
+        done = [job.result() for job in jobs]
+    return Assembled([cubin for cubin, _ in done], "".join(said for _, said in done))
+
+
+@pytest.fixture(scope="module")
+def machine_code(assembled: Assembled) -> Kernels:
+    with ThreadPoolExecutor() as pool:
+        listings = pool.map(kernels_of_cubin, assembled.cubins)
+        return {name: kernel for listing in listings for name, kernel in listing.items()}
+
+
+RESOURCES = re.compile(
+    r"Function properties for (\w+)\s+"
+    r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads"
 )
-def test_the_tests_see_what_flags_break(
-    tmp_path: Path, flag: str, broken: Callable[[Kernels], None]
+
+
+def test_registers_suffice(assembled: Assembled) -> None:
+    """No kernel keeps anything in local memory: the launch bounds are what all GPUs can do."""
+    found = {kernel_name(name): amounts for name, *amounts in RESOURCES.findall(assembled.said)}
+    assert {name: a for name, a in found.items() if a != ["0", "0", "0"]} == {}
+    assert len(found) >= len(ACCESSES) * len(RULES) + 2
+
+
+def test_machine_code_accesses_vectors(machine_code: Kernels) -> None:
+    """128 bits of global memory at once, never of memory that might be any, and nothing local."""
+    for rule in RULES:
+        for access in ACCESSES:
+            kernel = machine_code[f"update {STRUCTS[rule]} {access}"]
+            wide = Counter(re.findall(r"\b((?:LD|ST)G?\.E\.128)\b", kernel.text))
+            assert set(wide) == {"LDG.E.128", "STG.E.128"}, kernel.name
+            assert wide["LDG.E.128"] >= 2 + slots_of(rule)
+            assert wide["STG.E.128"] == 1 + slots_of(rule) + (access == "mixed")
+    assert machine_code["measure"].text.count("LDG.E.128") >= 4 * 8
+    for kernel in machine_code.values():
+        assert not [i for i in kernel.instructions if i.startswith(("LDL", "STL"))], kernel.name
+
+
+def test_machine_code_converts_no_coefficient_twice(
+    kernels: Kernels, machine_code: Kernels
 ) -> None:
-    with pytest.raises(AssertionError):
-        broken(compile_ptx(tmp_path, flag))
+    """There are no more conversions than in PTX, where none is in a loop over elements."""
+    for name, kernel in machine_code.items():
+        known = kernels[name].instructions.count("cvt.rn.f32.f64")
+        assert sum(i.startswith("F2F.F32.F64") for i in kernel.instructions) <= known, name

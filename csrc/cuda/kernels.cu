@@ -21,7 +21,7 @@ constexpr int blocks_for(Tag<Rule> /*rule*/, Access access) {
 }
 template <class... All>
 constexpr int blocks_for(RuleList<All...> /*rules*/, Access /*any*/) {
-  return 4;
+  return 3;
 }
 
 /// Updates the elements of a chunk.
