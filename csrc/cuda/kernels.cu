@@ -54,11 +54,10 @@ __device__ __forceinline__ void update_one_chunk(Rows rules, const Step& step, c
   });
 }
 
-/// The end of a step that has not been settled before.
+/// What the first kernel would have done, if there had been one.
 template <class Rows>
-__device__ __forceinline__ void finish(Rows rules, const Step& step, const Table& table,
-                                       bool skipped) {
-  if (!is_last_block(step.control)) return;
+__device__ __forceinline__ void settle_without_norms(Rows rules, const Step& step,
+                                                     const Table& table, bool skipped) {
   if (threadIdx.x == 0) {
     DeviceReport report{};
     report.norm = static_cast<double>(NAN);
@@ -66,9 +65,7 @@ __device__ __forceinline__ void finish(Rows rules, const Step& step, const Table
     report.skipped = skipped;
     *step.report = report;
   }
-  __syncthreads();
   prepare_rows(rules, step, table);
-  finish_rows(step, table, skipped);
 }
 
 template <class Rows, Access access>
@@ -78,7 +75,9 @@ __global__ void __launch_bounds__(threads, blocks_for(Rows{}, access))
   const Table table = table_of(arguments);
   const bool skipped = step.settled ? step.control->skipped != 0 : overflow_found(step);
   if (!skipped) update_one_chunk<Rows, access>(Rows{}, step, table);
-  if (!step.settled) finish(Rows{}, step, table, skipped);
+  if (!is_last_block(step.control)) return;
+  if (!step.settled) settle_without_norms(Rows{}, step, table, skipped);
+  finish_rows(step, table, skipped);
 }
 
 // --- which of them are compiled here ----------------------------------------------------------

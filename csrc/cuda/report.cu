@@ -23,7 +23,6 @@ std::unique_ptr<ReportMemory> ReportPool::take(std::size_t scopes, std::size_t t
     free_.pop_back();
     return taken;
   }
-  free_.clear();  // they are too small
   return std::make_unique<ReportMemory>(scopes, tensors, chunks);
 }
 

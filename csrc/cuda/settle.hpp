@@ -13,9 +13,9 @@ namespace fusedstep::cuda {
 /// True in the block that comes here last; it sees everything that the others have written.
 __device__ __forceinline__ bool is_last_block(Control* control) {
   __shared__ bool last;
-  __threadfence();
   __syncthreads();
   if (threadIdx.x == 0) {
+    __threadfence();  // also for what the others wrote before the barrier
     last = atomicAdd(&control->finished, 1u) == gridDim.x - 1;
     if (last) control->finished = 0;
   }
@@ -240,7 +240,18 @@ __device__ __forceinline__ bool judge(const Step& step, const Table& table) {
   return shared.skipped;
 }
 
-/// The last thing that a step does to its rows. They have been prepared, by the same threads.
+template <class List>
+__device__ __forceinline__ void prepare_rows(List rules, const Step& step, const Table& table) {
+  const bool known = step.measures || step.given;
+  for (std::uint32_t r = threadIdx.x; r < table.num_rows; r += threads) {
+    const RowRecord& record = table.row(r);
+    const double norm = known ? step.norms[step.joint ? 0 : record.scope] : 0.0;
+    prepare_row(rules, record, step.grad_scale, norm, step.constants[r]);
+  }
+}
+
+/// The last thing that a step does: its rows, which have been prepared, go on. Not before all
+/// launches of the step have succeeded, so in the last one.
 __device__ __forceinline__ void finish_rows(const Step& step, const Table& table, bool skipped) {
   __syncthreads();  // all rows have been read
   double clip = 1.0;
@@ -256,16 +267,6 @@ __device__ __forceinline__ void finish_rows(const Step& step, const Table& table
   if (step.counts) ++(skipped ? step.counts->skipped : step.counts->applied);
 }
 
-template <class List>
-__device__ __forceinline__ void prepare_rows(List rules, const Step& step, const Table& table) {
-  const bool known = step.measures || step.given;
-  for (std::uint32_t r = threadIdx.x; r < table.num_rows; r += threads) {
-    const RowRecord& record = table.row(r);
-    const double norm = known ? step.norms[step.joint ? 0 : record.scope] : 0.0;
-    prepare_row(rules, record, step.grad_scale, norm, step.constants[r]);
-  }
-}
-
 /// All of it.
 __device__ __forceinline__ void settle(const Step& step, const Table& table) {
   const std::uint32_t trees = step.single_tree ? 1 : table.num_scopes;
@@ -277,7 +278,7 @@ __device__ __forceinline__ void settle(const Step& step, const Table& table) {
   const bool skipped = judge(step, table);
   if (step.measures && step.wide) report_tensor_norms(step, table);
   prepare_rows(Rules{}, step, table);
-  finish_rows(step, table, skipped);
+  if (step.num_chunks == 0) finish_rows(step, table, skipped);  // no update follows
 }
 
 }  // namespace fusedstep::cuda

@@ -8,9 +8,9 @@
 
 #include "checks.hpp"
 #include "cuda/api.hpp"
-#include "cuda/rows.hpp"
+#include "cuda/pack.hpp"
+#include "cuda/update.hpp"
 #include "emulator.h"
-#include "rules/rules.hpp"
 
 namespace {
 
@@ -256,19 +256,25 @@ void check_second_look() {
 void check_scopes() {
   for (const bool joint : {true, false})
     for (const bool alike : {true, false})
-      compare(gradients(f32, {100, 40000, 3, 16384, 7}), "scopes", [&](Call& call) {
-        set_row(call.rows[0], rule_cases(Rules{})[0], 1);
-        call.rows[0].clip_norm = 0.3;
-        call.rows.assign(3, call.rows[0]);
-        call.rows[1].rescale_grad = alike ? 0.5 : -2.0;
-        call.rows[1].clip_norm = 0.7;
-        call.rows[2].sign = -1.0;
-        call.scales = {0.5, alike ? 0.5 : 2.0, 0.5};
-        const std::uint32_t scopes[] = {0, 0, 1, 2, 2};
-        for (std::size_t t = 0; t < 5; ++t) call.tensors[t].row = call.tensors[t].scope = scopes[t];
-        call.call.measure_norm = true;
-        call.call.joint = joint;
-      });
+      compare(gradients(f32, {100, 40000, 3, 16384, 7}),
+              std::string("scopes ") + (joint ? "joint" : "own") + (alike ? " alike" : ""),
+              [&](Call& call) {
+                set_row(call.rows[0], rule_cases(Rules{})[0], 1);
+                call.rows[0].clip_norm = 0.3;
+                call.rows.assign(3, call.rows[0]);
+                call.rows[1].rescale_grad = alike ? 0.5 : -2.0;
+                call.rows[1].clip_norm = 0.7;
+                call.rows[2].sign = -1.0;
+                const bool one = joint && alike;  // of scopes that are alike the bindings make one
+                call.scales.assign(one ? 1 : 3, 0.5);
+                const std::uint32_t scopes[] = {0, 0, 1, 2, 2};
+                for (std::size_t t = 0; t < 5; ++t) {
+                  call.tensors[t].row = scopes[t];
+                  call.tensors[t].scope = one ? 0 : scopes[t];
+                }
+                call.call.measure_norm = true;
+                call.call.joint = joint;
+              });
 }
 
 // --- what is skipped --------------------------------------------------------------------------
@@ -372,7 +378,75 @@ void check_many() {
     }
 }
 
+/// Addresses in a tensor of more elements than 32 bits can count, which nobody touches here.
+void check_large() {
+  constexpr std::int64_t numel = (std::int64_t{1} << 33) + 4 * chunk_size + 5;
+  Tensor tensors[2] = {};
+  const auto at = [](std::uintptr_t address) { return reinterpret_cast<char*>(address); };
+  tensors[0].param = at(0x100000000000);
+  tensors[0].grad = at(0x200000000000);
+  tensors[0].slots[0] = {at(0x300000000000), nullptr, DType::float32};
+  tensors[0].grad_dtype = DType::bfloat16;
+  tensors[0].numel = tensors[1].numel = numel;
+  Row row{};
+  row.rule = 1;
+  DeviceCall call{};
+  call.step.tensors = tensors;
+  call.step.num_tensors = 2;
+  call.step.rows = &row;
+  call.step.num_rows = call.step.num_scopes = 1;
+  cuda::Packed packed;
+  cuda::pack(call, packed);
+  cuda::Table table = packed.table;
+  table.fast = reinterpret_cast<const unsigned char*>(packed.fast.data());
+  table.slow = reinterpret_cast<const unsigned char*>(packed.slow.data());
+  const std::int64_t chunks = (numel + chunk_size - 1) / chunk_size;
+  check(packed.num_chunks() == 2 * chunks, "chunks of large tensors");
+  for (const std::int64_t chunk : {std::int64_t{0}, std::int64_t{1}, chunks / 2, chunks - 2}) {
+    const auto index = static_cast<std::uint32_t>(chunk);
+    check(cuda::tensor_of(table, index) == 0, "tensor of a chunk");
+    check(cuda::tensor_of(table, static_cast<std::uint32_t>(chunk + chunks)) == 1, "the other");
+    const cuda::Buffers buffers = cuda::buffers_of<1>(table, 0, index);
+    const std::int64_t begin = chunk * chunk_size;
+    check(buffers.begin == begin && buffers.count == chunk_size, "elements of a chunk");
+    check(buffers.param.data == at(0x100000000000) + begin * 4, "address of the parameter");
+    check(buffers.grad.data == at(0x200000000000) + begin * 2, "address of the gradient");
+    check(buffers.slots[0].data == at(0x300000000000) + begin * 4, "address of the state");
+    check(cuda::grad_of(table, index).data == buffers.grad.data, "address for the norm");
+  }
+  const auto last = static_cast<std::uint32_t>(chunks - 1);
+  check(cuda::buffers_of<1>(table, 0, last).count == 5, "the last chunk");
+}
+
+/// Every choice of a shift against all others.
+void check_shifts() {
+  using cuda::Address;
+  const std::size_t sizes[] = {2, 4, 8};
+  for (int trial = 0; trial < 2000; ++trial) {
+    Address buffers[4];
+    const int vector = trial % 2 ? 4 : 2;
+    for (Address& buffer : buffers) {
+      buffer.size = vector == 2 ? 8 : sizes[generator() % 2];
+      buffer.data = 0x1000 + generator() % 16 * buffer.size;
+    }
+    const auto aligned = [&](int shift) {
+      std::size_t bytes = 0;
+      for (const Address& buffer : buffers)
+        if (cuda::is_aligned(buffer, shift, vector)) bytes += buffer.size;
+      return bytes;
+    };
+    const int shift = cuda::best_shift(buffers, 4, vector);
+    bool best = shift >= 0 && shift < vector;
+    for (int other = 0; other < vector; ++other)
+      best = best && (aligned(other) < aligned(shift) ||
+                      (aligned(other) == aligned(shift) && (shift <= other || !aligned(shift))));
+    check(best, "best shift");
+  }
+}
+
 void check_all() {
+  check_large();
+  check_shifts();
   check_rules();
   check_alignment();
   check_norms();
