@@ -135,6 +135,7 @@ class Emulator:
     def reset(self) -> None:
         self._library.emulator_reset()
         self._fault_is_known = False
+        _release()
 
     def set(self, **settings: int) -> None:
         """Sets what `emulator_set` knows: `emulator.set(order=ORDERS["random"], seed=3)`."""
@@ -145,6 +146,7 @@ class Emulator:
     def run(self) -> None:
         """Runs all that is in all streams."""
         self._library.emulator_run()
+        _release()
 
     def fail(self, function: str, error: int, nth: int = 1) -> None:
         """Lets the `nth` call from now of a function return an error, and do nothing else."""
@@ -321,8 +323,21 @@ class DeviceArray:
         return dlpack.new_capsule(managed, name)
 
 
-def _forget(begin: int, _array: Array) -> None:
-    emulator().unregister(begin)
+# Memory that nobody has any more: what still is in the streams may use it, as an allocator that
+# knows about streams sees to it.
+_left: list[tuple[int, Array]] = []
+
+
+def _forget(begin: int, array: Array) -> None:
+    _left.append((begin, array))
+    if emulator().count("pending") == 0:
+        _release()
+
+
+def _release() -> None:
+    while _left:
+        begin, _ = _left.pop()
+        emulator().unregister(begin)
 
 
 def byte_bounds(array: Array) -> tuple[int, int]:

@@ -196,12 +196,11 @@ _api = _Api(
     1, 3, None, None, None, None,
     ctypes.cast(_tensor_of_object, ctypes.c_void_p), ctypes.cast(_current_stream, ctypes.c_void_p),
 )  # fmt: skip
+_NAME = b"dlpack_exchange_api"  # the capsule does not keep it
 _new_capsule = ctypes.pythonapi.PyCapsule_New
 _new_capsule.restype = ctypes.py_object
 _new_capsule.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
-Exchanging.__dlpack_c_exchange_api__ = _new_capsule(
-    ctypes.addressof(_api), b"dlpack_exchange_api", None
-)
+Exchanging.__dlpack_c_exchange_api__ = _new_capsule(ctypes.addressof(_api), _NAME, None)
 
 
 def test_the_exchange_table_tells_the_stream(emulator: Emulator, stream: int) -> None:

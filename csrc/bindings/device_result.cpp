@@ -3,6 +3,7 @@
 #include <pybind11/numpy.h>
 
 #include <algorithm>
+#include <memory>
 #include <utility>
 
 namespace fusedstep::bindings {
@@ -63,6 +64,8 @@ class DeviceStepResult {
     const bool unknown = launched_.has_norm || launched_.may_skip;
     return !launched_.report || known_ || (!unknown && !launched_.captured);
   }
+
+  void settle() { read(); }
 
   py::tuple as_tuple() {
     return py::make_tuple(grad_norm(), clip_coef(), skipped(), state(), grad_norms());
@@ -133,9 +136,11 @@ void bind_device_result(py::module_& module) {
       py::make_tuple("grad_norm", "clip_coef", "skipped", "state", "grad_norms");
 }
 
-py::object make_device_result(Launched launched, py::dict applied, py::dict skipped) {
-  return py::cast(new DeviceStepResult(std::move(launched), std::move(applied), std::move(skipped)),
-                  py::return_value_policy::take_ownership);
+py::object make_device_result(Launched launched, py::dict applied, py::dict skipped, bool settled) {
+  auto result = std::make_unique<DeviceStepResult>(std::move(launched), std::move(applied),
+                                                   std::move(skipped));
+  if (settled) result->settle();
+  return py::cast(result.release(), py::return_value_policy::take_ownership);
 }
 
 }  // namespace fusedstep::bindings

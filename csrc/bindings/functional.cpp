@@ -232,7 +232,7 @@ py::object launch(Call& call, const Arguments& arguments, const Scalars& scalars
     return state_of(arguments, call, scalars, spec.row, filled.leaves, applied);
   };
   const py::dict applied = state(true);
-  return make_device_result(std::move(launched), applied, matters ? state(false) : applied);
+  return make_device_result(std::move(launched), applied, matters ? state(false) : applied, raises);
 }
 
 py::object step(int rule, py::handle params, py::handle grads, const py::tuple& states,

@@ -270,7 +270,7 @@ py::object Plan::step_on_device(Call& call, const StepFiller& filler, const Poli
   if (!applied && (!decides || !launched.report)) side.counts.add_skipped();
   if (applied && !decides) side.counts.add_applied();
   py::dict state;
-  return make_device_result(std::move(launched), state, state);
+  return make_device_result(std::move(launched), state, state, waits);
 }
 
 /// After a step was put into its stream: the progress of its leaves is where the step puts it.

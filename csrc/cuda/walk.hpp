@@ -6,22 +6,17 @@
 /// starts at the same place within a vector, as chunks are multiples of vectors.
 namespace fusedstep::cuda {
 
-/// Vectors that touch a chunk of `count` > 0 elements if the first begins `shift` before it.
-FUSEDSTEP_HD int num_vectors(int count, int shift, int vector) {
-  return (count + shift + vector - 1) / vector;
-}
-
 /// One buffer, for the choice of a shift.
 struct Address {
   std::uintptr_t data;
   std::size_t size;  ///< of an element
 };
 
-/// Whether vectors begin at multiples of their size if the first begins `shift` elements before
-/// `data`.
+/// Whether vectors begin at multiples of their size, which is a power of two, if the first begins
+/// `shift` elements before `data`.
 FUSEDSTEP_HD bool is_aligned(const Address& at, int shift, int vector) {
   const auto before = static_cast<std::uintptr_t>(shift) * at.size;
-  return (at.data - before) % (static_cast<std::uintptr_t>(vector) * at.size) == 0;
+  return ((at.data - before) & (static_cast<std::uintptr_t>(vector) * at.size - 1)) == 0;
 }
 
 /// The shift, shorter than a vector, with which most bytes of a step are in aligned vectors; the

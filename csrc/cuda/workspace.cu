@@ -84,6 +84,7 @@ std::unique_ptr<Report> Workspace::make_report(const DeviceCall& call, bool capt
                                          static_cast<cudaStream_t>(call.stream), packed_.wide);
   if (capturing) report->keep_for_good();
   std::vector<std::uint32_t> scopes;
+  scopes.reserve(table.num_tensors);
   for (std::int64_t t = 0; t < call.step.num_tensors; ++t)
     scopes.push_back(call.step.tensors[t].scope);
   report->set_tensors(packed_.chunks, std::move(scopes));
