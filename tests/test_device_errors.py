@@ -39,12 +39,16 @@ def test_without_the_module(monkeypatch: pytest.MonkeyPatch, path: str) -> None:
         "object": lambda: fs.SGD({"w": odd()}, lr=0.1),
         "sum": lambda: fs.sum_squares([odd()]),
     }
-    text = "is on cuda:0, which cannot be used: this build of fusedstep has no CUDA backend; install"
+    text = (
+        "is on cuda:0, which cannot be used: this build of fusedstep has no CUDA backend; install"
+    )
     if path == "gradient":
         with pytest.raises(ValueError, match="grads is on cuda:0, but params is on cpu"):
             fs.fused_sgd_step(ONES.copy(), odd(), lr=0.1)
     elif path == "function":
-        with pytest.raises(ValueError, match=r"params\[1\] is on cuda:0, but params\[0\] is on cpu"):
+        with pytest.raises(
+            ValueError, match=r"params\[1\] is on cuda:0, but params\[0\] is on cpu"
+        ):
             calls[path]()
         with pytest.raises(RuntimeError, match=f"params {text}"):
             fs.fused_sgd_step(odd(), odd(), lr=0.1)
@@ -88,7 +92,9 @@ def test_a_device_that_is_not_there(emulator: Emulator) -> None:
     assert emulator.fault is None
     param = DeviceArray(ONES.copy(), 0)
     param.device = 7
-    with pytest.raises(RuntimeError, match="params is on cuda:7, which cannot be used: CUDA sees 1"):
+    with pytest.raises(
+        RuntimeError, match="params is on cuda:7, which cannot be used: CUDA sees 1"
+    ):
         fs.fused_sgd_step(param, param, lr=0.1)
 
 

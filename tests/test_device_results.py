@@ -220,7 +220,9 @@ def test_raise_names_a_given_norm() -> None:
     params, kept = on_device(random(0)), on_device(random(1))
     norm = on_device([np.array(np.nan, np.float32)])[0]
     for given in (np.nan, norm):
-        with pytest.raises(FloatingPointError, match="grad_norm is not finite; nothing was changed"):
+        with pytest.raises(
+            FloatingPointError, match="grad_norm is not finite; nothing was changed"
+        ):
             fs.fused_sgd_step(params, kept, lr=0.1, grad_norm=given, on_nonfinite="raise")
     check_same(on_host(params), random(0))
 
@@ -229,7 +231,9 @@ def test_raise_of_a_function() -> None:
     grads = random(1)
     grads[2][7] = -np.inf
     params, kept = on_device(random(0)), on_device(grads)
-    with pytest.raises(FloatingPointError, match=r"grads\[2\] holds inf or NaN; nothing was changed"):
+    with pytest.raises(
+        FloatingPointError, match=r"grads\[2\] holds inf or NaN; nothing was changed"
+    ):
         fs.fused_adam_step(params, kept, lr=0.1, on_nonfinite="raise")
     check_same(on_host(params), random(0))
 

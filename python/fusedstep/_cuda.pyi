@@ -10,4 +10,6 @@ class _Info(TypedDict):
 _DEVICE_API: object  # a capsule: the function table that _core looks up (core/device.hpp)
 
 def info() -> _Info: ...
-def set_walk(walk: str, /) -> str: ...  # 'forward' or 'backward': the order in memory; the one before
+def set_walk(
+    walk: str, /
+) -> str: ...  # 'forward' or 'backward': the order in memory; the one before
