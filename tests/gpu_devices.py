@@ -102,6 +102,7 @@ class Device(ABC):
         del run
         return None
 
+    @abstractmethod
     def check(self) -> None:
         """The end of a test: nothing may have been written beside the arrays."""
 
@@ -186,6 +187,9 @@ class Emulated(Device):
         run()
         return self.emulator.count("launched") - before
 
+    def check(self) -> None:
+        pass
+
 
 # --- GPUs -------------------------------------------------------------------------------------
 
@@ -254,7 +258,7 @@ class Torch(Gpu):
     def write(self, array: Any, values: Any) -> None:
         self.synchronize()
         values = np.asarray(values, DTYPES.get(str(array.dtype).removeprefix("torch.")))
-        content = np.ascontiguousarray(np.broadcast_to(values, array.shape))
+        content = np.array(np.broadcast_to(values, tuple(array.shape)), order="C")
         if content.dtype.name == "bfloat16":
             made = self.torch.from_numpy(content.view(np.int16)).view(self.torch.bfloat16)
         else:
