@@ -218,7 +218,7 @@ def step_of_plan(make: Any, scale: Any, found_inf: Any = None) -> tuple[Any, Any
 
 @pytest.mark.parametrize("scale", [1024.0, 3.0, 0.1])
 def test_a_loss_scale_divides_exactly_alike(scale: float) -> None:
-    """As a number, and in device memory, whatever reads it: rescale_grad * (1 / scale) in double."""
+    """As a number or in device memory, whoever reads it: rescale_grad * (1 / scale) in double."""
     held = np.array(scale, np.float64)
     expected = step_of_plan(np.copy, scale)
     for make, given in [
@@ -327,7 +327,7 @@ def test_progress_elsewhere(emulator: Emulator) -> None:
 def test_progress_that_overlaps_a_parameter() -> None:
     memory = to_device(np.zeros(4, np.float32))
     step = DeviceArray(memory.array[:1])
-    with pytest.raises(BufferError, match="params and step overlap|step and params overlap"):
+    with pytest.raises(BufferError, match=r"(params and step|step and params) overlap"):
         fs.fused_adam_step(memory, to_device(np.ones(4, np.float32)), lr=0.1, step=step)
 
 

@@ -8,8 +8,8 @@ import fusedstep as fs
 import numpy as np
 import objects
 import pytest
-from device_arrays import Emulator
-from device_twins import Twins, random
+from device_arrays import DeviceArray, Emulator, to_device
+from device_twins import Twins, on_device, random
 from exact import DTYPES
 
 pytestmark = pytest.mark.usefixtures("emulator")
@@ -142,8 +142,6 @@ def test_layouts() -> None:
     host = twins.params["cpu"]
     grads = [values(7, 10)[:, ::2], values(3, 4, 5).transpose(1, 2, 0)[::-1], values(80)[::-2]]
     grads.append(np.broadcast_to(values(3), (2, 3)))
-    from device_arrays import DeviceArray
-
     on_gpu = [DeviceArray(g) for g in grads]
     for _ in range(2):
         result = twins.gpu.step(on_gpu)
@@ -206,8 +204,6 @@ def test_parameters_that_move_to_another_device(emulator: Emulator) -> None:
     twins.step(random(1), lazy=True)
     saved = twins.gpu.state_dict()
     twins.kept += [saved, [p.array for p in twins.params["gpu"]]]
-    from device_arrays import to_device
-
     for param in twins.params["gpu"]:
         moved = to_device(param.numpy(), 1)
         twins.kept.append(moved)
@@ -226,8 +222,6 @@ def test_arrays_that_are_registered_later() -> None:
     first, second = random(0), random(1)
     twins = Twins(fs.Adam, [{"params": first}], lr=0.1, on_nonfinite="skip")
     twins.step([random(2)], lazy=True)
-    from device_twins import on_device
-
     late = {"cpu": [a.copy() for a in second], "gpu": on_device(second)}
     twins.cpu.add_param_group({"params": late["cpu"]})
     twins.gpu.add_param_group({"params": late["gpu"]})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import types
+from collections.abc import Iterator
 from typing import Any
 
 import device_arrays
@@ -11,7 +12,7 @@ import fusedstep as fs
 import numpy as np
 import pytest
 from device_arrays import STREAMS, DeviceArray, Emulator, to_device
-from fusedstep import buffers
+from fusedstep import _core, buffers
 
 VALUES = np.arange(1.0, 6.0, dtype=np.float32)
 STEPPED = VALUES - np.float32(0.5) * VALUES
@@ -105,10 +106,9 @@ class Interface(Stranger):
 
 
 @pytest.fixture
-def strangers(monkeypatch: pytest.MonkeyPatch) -> None:
+def strangers() -> Iterator[None]:
     """Types of this module are no arrays of `device_arrays`."""
     original = buffers.producer_of
-    from fusedstep import _core
 
     def lookup(kind: type) -> buffers.Producer:
         return buffers._UNKNOWN if issubclass(kind, Stranger) else original(kind)
@@ -118,8 +118,8 @@ def strangers(monkeypatch: pytest.MonkeyPatch) -> None:
     _core.set_producer_lookup(original)
 
 
-@pytest.mark.usefixtures("strangers")
-def test_without_any_the_default_stream(emulator: Emulator, stream: int) -> None:
+@pytest.mark.usefixtures("strangers", "stream")
+def test_without_any_the_default_stream(emulator: Emulator) -> None:
     """Nobody knows where such a library works: it has to wait for itself."""
     param, grad = Stranger(VALUES.copy()), Stranger(VALUES.copy())
     fs.fused_sgd_step(param, grad, lr=0.5)
