@@ -6,6 +6,7 @@ lets any call fail.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from typing import Any
 
@@ -274,6 +275,7 @@ STORIES = (
 
 def check_failure(emulator: Emulator, story: Story, function: str, nth: int) -> bool:
     """One failure and what comes after it; whether there was one."""
+    gc.collect()  # what is left of other stories calls CUDA, too
     before, device = story.seen(), emulator.device
     known = emulator.calls(function)
     emulator.fail(function, ERRORS[function], nth)

@@ -76,7 +76,7 @@ def test_replays(device: gpu_devices.Device, kind: type[fs.Optimizer]) -> None:
 @pytest.mark.parametrize("clip", [None, 1.0])
 @pytest.mark.parametrize("count", [3, 300])
 def test_kernels_of_a_graph(device: gpu_devices.Device, count: int, clip: float | None) -> None:
-    """One, and one more with a norm: tables that do not fit behind the arguments are there before."""
+    """One, and one more with a norm: a table that has to be sent is there before."""
     loop = Loop(device, fs.Adam, sizes=tuple(1 + k % 5 for k in range(count)), grad_clip_norm=clip)
     loop.capture()
     assert loop.graph.kernels in {None, 1 if clip is None else 2}
@@ -101,7 +101,7 @@ def test_skipped_replays(device: gpu_devices.Device, kind: type[fs.Optimizer]) -
 
 
 def test_replays_after_a_skipped_first_step(device: gpu_devices.Device) -> None:
-    """The state was made by then; the rule of first steps waits for the first one that is applied."""
+    """The state was made by then; the rule of first steps waits for one that is applied."""
     loop = Loop(device, fs.SGD, first=False, momentum=0.9, dampening=0.5, on_nonfinite="skip")
     loop.twins.step([np.full_like(a, np.inf) for a in random(1, SIZES)], lazy=True)
     loop.capture()
