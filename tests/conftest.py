@@ -12,6 +12,7 @@ from typing import Any
 
 import device_arrays
 import fusedstep as fs
+import gpu_devices
 import hypothesis
 import pytest
 from fusedstep import _core
@@ -114,8 +115,26 @@ def emulator(request: pytest.FixtureRequest) -> Iterator[device_arrays.Emulator]
         found.reset()
 
 
+def _device_params() -> list[Any]:
+    gpu, framework = pytest.mark.gpu, pytest.mark.framework
+    marks = {"emulated": [], "torch": [gpu, framework("torch")], "cupy": [gpu]}
+    return [pytest.param(name, marks=marks[name]) for name in gpu_devices.KINDS]
+
+
+@pytest.fixture(params=_device_params())
+def device(request: pytest.FixtureRequest) -> Iterator[gpu_devices.Device]:
+    """Each device in turn: the emulated one, and with the mark `gpu` a GPU, by each library."""
+    if request.param == "emulated":
+        request.getfixturevalue("emulator")
+    if request.param == "cupy" and not installed("cupy") and not GPU_REQUIRED:
+        pytest.skip("CuPy is not installed")
+    made = gpu_devices.KINDS[request.param]()
+    yield made
+    made.check()
+
+
 @pytest.fixture(params=["emulated", pytest.param("cuda", marks=pytest.mark.gpu)])
-def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def torch_device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """A GPU for tensors of torch: the emulated one, and with `-m gpu` a real one."""
     import torch_devices
 

@@ -7,26 +7,21 @@ from typing import Any
 
 import fusedstep as fs
 import numpy as np
-from device_arrays import DeviceArray, to_device
+from device_arrays import to_device
 from exact import Array, mismatch
+from gpu_devices import Device, Emulated, mapped
 
 
 def on_device(tree: Any, device: int = 0) -> Any:
-    """The same tree with its arrays copied to a device."""
-    if isinstance(tree, dict):
-        return {key: on_device(value, device) for key, value in tree.items()}
-    if isinstance(tree, (list, tuple)):
-        return type(tree)(on_device(value, device) for value in tree)
-    return to_device(tree, device) if isinstance(tree, np.ndarray) else tree
+    """The same tree with its arrays copied to an emulated device."""
+    return mapped(
+        tree, lambda item: isinstance(item, np.ndarray), lambda item: to_device(item, device)
+    )
 
 
 def on_host(tree: Any) -> Any:
     """The same tree with its arrays copied back, after everything has run."""
-    if isinstance(tree, dict):
-        return {key: on_host(value) for key, value in tree.items()}
-    if isinstance(tree, (list, tuple)):
-        return type(tree)(on_host(value) for value in tree)
-    return tree.numpy() if isinstance(tree, DeviceArray) else tree
+    return Emulated().fetch(tree)
 
 
 def check_same(got: Any, expected: Any, path: str = "") -> None:
@@ -53,32 +48,45 @@ def check_result(got: Any, expected: fs.StepResult) -> None:
 class Twins:
     """Two optimizers over copies of the same arrays.
 
+    Args:
+        kind: Their class.
+        params: NumPy arrays, in any tree.
+        device: Where the second one's are; the emulated device if None.
+        **hypers: For both. An array in them is a number that only a device reads.
+
     Attributes:
         cpu, gpu: The optimizers.
         kept: What has to live until it has run: gradients.
     """
 
-    def __init__(self, kind: type[fs.Optimizer], params: Any, **hypers: Any) -> None:
-        self.params = {"cpu": _copied(params), "gpu": on_device(params)}
+    def __init__(
+        self, kind: type[fs.Optimizer], params: Any, *, device: Device | None = None, **hypers: Any
+    ) -> None:
+        self.device = device or Emulated()
+        self.params = {"cpu": _copied(params), "gpu": self.device.put(params)}
         self.cpu = kind(self.params["cpu"], **hypers)
         self.gpu = kind(self.params["gpu"], **hypers)
         self.kept: list[Any] = []
 
-    def step(self, grads: Any = None, *, lazy: bool = False, **options: Any) -> fs.StepResult:
+    def step(self, grads: Any = None, *, lazy: bool = False, **options: Any) -> Any:
         """One step of both; `lazy` does not look at what the device says of it."""
-        grads_of_gpu = on_device(grads)
-        options_of_gpu = {name: on_device(value) for name, value in options.items()}
-        self.kept += [grads_of_gpu, options_of_gpu]
-        told = self.gpu.step(grads_of_gpu, **options_of_gpu)
+        told = self.step_gpu(grads, **options)
         expected = self.cpu.step(grads, **options)
         if not lazy:
-            check_result(told, expected)
+            check_same(self.device.fetch(tuple(told)), tuple(expected), "result")
         return expected
+
+    def step_gpu(self, grads: Any = None, **options: Any) -> Any:
+        """One step of the device's, with gradients at other alignments each time."""
+        grads_of_gpu = self.device.put(grads, len(self.kept) // 2)
+        options_of_gpu = self.device.put(options)
+        self.kept += [grads_of_gpu, options_of_gpu]
+        return self.gpu.step(grads_of_gpu, **options_of_gpu)
 
     def check(self) -> None:
         """Fails unless parameters, states and counts are the same."""
-        check_same(on_host(self.params["gpu"]), self.params["cpu"], "params")
-        check_same(on_host(self.gpu.state_dict()), self.cpu.state_dict(), "state_dict")
+        check_same(self.device.fetch(self.params["gpu"]), self.params["cpu"], "params")
+        check_same(self.device.fetch(self.gpu.state_dict()), self.cpu.state_dict(), "state_dict")
         assert (self.gpu.steps, self.gpu.skipped_steps) == (self.cpu.steps, self.cpu.skipped_steps)
 
 

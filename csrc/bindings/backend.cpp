@@ -146,7 +146,7 @@ DeviceReport Report::read(const Stream& stream, double* tensor_norms) {
   const char* why = nullptr;
   without_gil([&] {
     const std::lock_guard<std::mutex> lock(turn_);
-    why = gpu_.api->read_report(handle_, &out, tensor_norms);
+    why = gpu_.api->read_report(handle_, stream.handle, &out, tensor_norms);
   });
   gpu_.check(why);
   return out;

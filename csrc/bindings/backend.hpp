@@ -71,8 +71,9 @@ class Report {
   Report(const Report&) = delete;
   Report& operator=(const Report&) = delete;
 
-  /// Waits for the step, without the GIL.
+  /// Waits for the step, which is in the stream, without the GIL.
   DeviceReport read(const Stream& stream, double* tensor_norms);
+  const Gpu& gpu() const { return gpu_; }
 
  private:
   Gpu gpu_;

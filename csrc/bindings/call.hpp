@@ -97,7 +97,8 @@ struct StepReport {
 struct Launched {
   std::unique_ptr<Report> report;  ///< none: it is skipped, and was not put there
   Stream stream;
-  bool captured = false;  ///< it will run whenever its graph is replayed
+  bool captured = false;  ///< it will run whenever, and wherever, its graph is replayed
+  py::object array;       ///< of the library that does so
   bool has_norm = false, has_tensor_norms = false, may_skip = false, may_clip = false;
   std::size_t leaves = 0;
   std::vector<std::uint32_t> tensor_leaves;  ///< the leaf of each tensor

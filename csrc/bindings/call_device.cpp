@@ -67,6 +67,7 @@ Launched Call::launch(Workspace& workspace, Counts* counts, StepCall::Sums sums)
   Launched launched;
   launched.stream = stream();
   launched.captured = gpu_.is_capturing(stream());
+  if (launched.captured) launched.array = stream_.array();
   launched.has_norm = knows_norm();
   launched.has_tensor_norms = measures_norm() && !given_;
   launched.may_skip = may_skip();

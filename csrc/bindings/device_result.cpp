@@ -77,13 +77,21 @@ class DeviceStepResult {
     if (!launched_.report || known_) return report_;
     std::vector<double> tensor_norms(launched_.tensor_leaves.size());
     const DeviceReport report = launched_.report->read(
-        launched_.stream, launched_.has_tensor_norms ? tensor_norms.data() : nullptr);
+        reading_stream(), launched_.has_tensor_norms ? tensor_norms.data() : nullptr);
     if (known_) return report_;
     if (launched_.has_tensor_norms) norms_ = spread(tensor_norms);
     report_ = report;
     known_ = !launched_.captured;
     if (known_) launched_.stream.owner = py::object();
     return report_;
+  }
+
+  /// A graph is replayed wherever its library works then.
+  Stream reading_stream() const {
+    if (!launched_.captured) return launched_.stream;
+    PyObject* const array = launched_.array.ptr();
+    bool known = false;
+    return current_stream(array, producer_of(array), launched_.report->gpu().id, &known);
   }
 
   /// By leaves; those without a gradient have none.

@@ -92,6 +92,7 @@ void StreamChoice::give(py::handle stream) {
 }
 
 void StreamChoice::meet(PyObject* array, const Producer& producer, int device) {
+  if (!array_) array_ = py::reinterpret_borrow<py::object>(array);
   if (!chosen_) current(array, producer, device);
 }
 

@@ -43,6 +43,8 @@ class StreamChoice {
   bool is_given() const { return given_; }
   bool is_chosen() const { return chosen_; }
   const Stream& stream() const { return stream_; }
+  /// The first one on a device; or null.
+  const py::object& array() const { return array_; }
 
  private:
   struct Current {
@@ -53,6 +55,7 @@ class StreamChoice {
   const Current& current(PyObject* array, const Producer& producer, int device);
 
   Stream stream_;
+  py::object array_;
   bool given_ = false, chosen_ = false;
   std::vector<Current> currents_;  ///< of the producers met so far
 };

@@ -108,9 +108,9 @@ struct DeviceApi {
   /// Puts a step into its stream. The report may outlive the workspace, and can be read again and
   /// again until it is freed; one of a captured step tells of the last replay.
   const char* (*step)(void* workspace, const DeviceCall* call, void** report);
-  /// Waits for the step. `tensor_norms` is null or has room for one per tensor of the call; it is
-  /// filled if norms were measured.
-  const char* (*read_report)(void* report, DeviceReport* out, double* tensor_norms);
+  /// Waits for the step, or the last replay of it, which is in `stream`. `tensor_norms` is null or
+  /// has room for one per tensor of the call; it is filled if norms were measured.
+  const char* (*read_report)(void* report, void* stream, DeviceReport* out, double* tensor_norms);
   /// Also before the step has run.
   void (*free_report)(void* report);
 

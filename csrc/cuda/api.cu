@@ -105,8 +105,9 @@ const char* step(void* workspace, const DeviceCall* call, void** report) {
   return why_not([&] { *report = static_cast<Workspace*>(workspace)->step(*call).release(); });
 }
 
-const char* read_report(void* report, DeviceReport* out, double* tensor_norms) {
-  return why_not([&] { static_cast<const Report*>(report)->read(*out, tensor_norms); });
+const char* read_report(void* report, void* stream, DeviceReport* out, double* tensor_norms) {
+  return why_not(
+      [&] { static_cast<const Report*>(report)->read(stream_of(stream), *out, tensor_norms); });
 }
 
 void free_report(void* report) { delete static_cast<Report*>(report); }

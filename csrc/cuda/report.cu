@@ -41,34 +41,34 @@ Report::~Report() {
 }
 
 template <class T>
-std::vector<T> Report::fetch(const T* from, std::size_t count) const {
+std::vector<T> Report::fetch(cudaStream_t stream, const T* from, std::size_t count) {
   std::vector<T> values(count);
-  check(cudaMemcpyAsync(values.data(), from, count * sizeof(T), cudaMemcpyDeviceToHost, stream_),
+  check(cudaMemcpyAsync(values.data(), from, count * sizeof(T), cudaMemcpyDeviceToHost, stream),
         "cudaMemcpyAsync");
-  check(cudaStreamSynchronize(stream_), "cudaStreamSynchronize");
+  check(cudaStreamSynchronize(stream), "cudaStreamSynchronize");
   return values;
 }
 
-void Report::read(DeviceReport& out, double* tensor_norms) const {
+void Report::read(cudaStream_t stream, DeviceReport& out, double* tensor_norms) const {
   const DeviceGuard guard(pool_->device());
-  if (is_capturing(stream_))
+  if (is_capturing(stream))
     throw std::runtime_error("what a step did cannot be read while its stream is being captured");
   // Graphs are replayed in any stream.
   if (captured_) check(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
-  out = fetch(memory_->header(), 1)[0];
-  if (tensor_norms) read_tensor_norms(tensor_norms);
+  out = fetch(stream, memory_->header(), 1)[0];
+  if (tensor_norms) read_tensor_norms(stream, tensor_norms);
 }
 
-void Report::read_tensor_norms(double* out) const {
+void Report::read_tensor_norms(cudaStream_t stream, double* out) const {
   const std::size_t tensors = scopes_.size();
   if (tensors == 0) return;
   if (wide_) {
-    const auto norms = fetch(memory_->tensor_norms(), tensors);
+    const auto norms = fetch(stream, memory_->tensor_norms(), tensors);
     std::copy(norms.begin(), norms.end(), out);
     return;
   }
-  const auto sums = fetch(memory_->chunk_sums(), chunks_.back());
-  const auto scales = fetch(memory_->scope_scales(), scopes_.back() + std::size_t{1});
+  const auto sums = fetch(stream, memory_->chunk_sums(), chunks_.back());
+  const auto scales = fetch(stream, memory_->scope_scales(), scopes_.back() + std::size_t{1});
   for (std::size_t t = 0; t < tensors; ++t) {
     const double sum = norm_tree::sum_chunks(sums.data() + chunks_[t], chunks_[t + 1] - chunks_[t]);
     out[t] = plain_nan(scales[scopes_[t]] * std::sqrt(sum));

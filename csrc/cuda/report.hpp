@@ -56,9 +56,8 @@ class ReportPool {
 /// One step's report, on its way or there.
 class Report {
  public:
-  Report(std::shared_ptr<ReportPool> pool, std::unique_ptr<ReportMemory> memory,
-         cudaStream_t stream, bool wide)
-      : pool_(std::move(pool)), memory_(std::move(memory)), stream_(stream), wide_(wide) {}
+  Report(std::shared_ptr<ReportPool> pool, std::unique_ptr<ReportMemory> memory, bool wide)
+      : pool_(std::move(pool)), memory_(std::move(memory)), wide_(wide) {}
   ~Report();
   Report(const Report&) = delete;
   Report& operator=(const Report&) = delete;
@@ -71,16 +70,15 @@ class Report {
     scopes_ = std::move(scopes);
   }
 
-  void read(DeviceReport& out, double* tensor_norms) const;
+  void read(cudaStream_t stream, DeviceReport& out, double* tensor_norms) const;
 
  private:
-  void read_tensor_norms(double* out) const;
+  void read_tensor_norms(cudaStream_t stream, double* out) const;
   template <class T>
-  std::vector<T> fetch(const T* from, std::size_t count) const;
+  static std::vector<T> fetch(cudaStream_t stream, const T* from, std::size_t count);
 
   std::shared_ptr<ReportPool> pool_;
   std::unique_ptr<ReportMemory> memory_;
-  cudaStream_t stream_;
   bool wide_;  ///< the device has made the norms of the tensors itself
   bool captured_ = false;
   std::vector<std::uint32_t> chunks_;  ///< first one of each tensor, and their number

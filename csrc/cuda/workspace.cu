@@ -123,8 +123,7 @@ std::unique_ptr<Report> Workspace::step(const DeviceCall& call) {
 std::unique_ptr<Report> Workspace::make_report(const DeviceCall& call, bool capturing) {
   const Table& table = packed_.table;
   auto memory = pool_->take(table.num_scopes, table.num_tensors, packed_.num_chunks());
-  auto report = std::make_unique<Report>(pool_, std::move(memory),
-                                         static_cast<cudaStream_t>(call.stream), packed_.wide);
+  auto report = std::make_unique<Report>(pool_, std::move(memory), packed_.wide);
   if (capturing) report->keep_for_good();
   std::vector<std::uint32_t> scopes;
   scopes.reserve(table.num_tensors);

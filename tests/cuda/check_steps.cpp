@@ -76,7 +76,7 @@ DeviceOutcome run_on_device(const Call& call, std::vector<Tensor> tensors) {
   DeviceOutcome outcome;
   outcome.tensor_norms.assign(tensors.size(), -1.0);
   if (!report) return outcome;
-  why = api.read_report(report, &outcome.report,
+  why = api.read_report(report, device.stream, &outcome.report,
                         call.call.measure_norm ? outcome.tensor_norms.data() : nullptr);
   check(!why, std::string("read_report: ") + (why ? why : ""));
   api.free_report(report);
