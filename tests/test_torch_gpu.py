@@ -280,7 +280,13 @@ def test_the_stream_that_torch_works_in(torch_device: Any) -> None:
 def test_masters(torch_device: Any, dtype: str, policy: str) -> None:
     torch_device.at_once()
     twins = Twins(
-        device, "Adam", dtype, lr=0.01, master_weights=True, grad_clip_norm=1.0, on_nonfinite=policy
+        torch_device,
+        "Adam",
+        dtype,
+        lr=0.01,
+        master_weights=True,
+        grad_clip_norm=1.0,
+        on_nonfinite=policy,
     )
     for t in range(4):
         twins.give(t, bad=math.inf if policy == "skip" and t in {0, 2} else None)
