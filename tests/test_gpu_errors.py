@@ -35,6 +35,7 @@ NAMES = {1: "cudaErrorInvalidValue", 2: "cudaErrorMemoryAllocation", 701: "cudaE
 QUIET = ("cudaFree", "cudaStreamDestroy", "cudaThreadExchangeStreamCaptureMode")
 NEVER = 1 << 40
 SIZES = (3, 129, 0, 16_390)
+MANY = (3, 5) * 40
 
 
 class Story:
@@ -86,15 +87,13 @@ def later_step(_: Emulator) -> Story:
 
 def step_of_many(_: Emulator) -> Story:
     """Whose table does not fit behind the arguments, and is sent anew."""
-    sizes = (3, 5) * 150
-    twins = Twins(fs.Adam, random(0, sizes), lr=0.1, grad_clip_norm=1.0)
-    twins.step(random(1, sizes))
-    return step_of(twins, random(2, sizes))
+    twins = Twins(fs.Adam, random(0, MANY), lr=0.1, grad_clip_norm=1.0)
+    twins.step(random(1, MANY))
+    return step_of(twins, random(2, MANY))
 
 
 def first_step_of_many(_: Emulator) -> Story:
-    sizes = (3, 5) * 150
-    return step_of(Twins(fs.Adam, random(0, sizes), lr=0.1, grad_clip_norm=1.0), random(1, sizes))
+    return step_of(Twins(fs.SGD, random(0, MANY), lr=0.1, grad_clip_norm=1.0), random(1, MANY))
 
 
 def step_of_a_part(_: Emulator) -> Story:
@@ -262,7 +261,7 @@ def captured(emulator: Emulator, sizes: tuple[int, ...] = SIZES) -> Story:
 
 
 def captured_of_many(emulator: Emulator) -> Story:
-    return captured(emulator, (3, 5) * 150)
+    return captured(emulator, MANY)
 
 
 STORIES = (
