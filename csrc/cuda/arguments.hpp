@@ -8,7 +8,8 @@ namespace fusedstep::cuda {
 /// The table of a step, wherever its parts are.
 __device__ __forceinline__ Table table_of(const Arguments& arguments) {
   Table table = arguments.step.table;
-  if (!table.fast) table.fast = arguments.tables;
+  if (!table.rows) table.rows = arguments.tables;
+  if (!table.grads) table.grads = arguments.tables + arguments.step.grads_inline;
   if (!table.slow) table.slow = arguments.tables + arguments.step.slow_inline;
   return table;
 }

@@ -134,7 +134,7 @@ void pack_rows(const DeviceCall& call, Packed& out) {
   out.rule = rows.empty() ? -1 : rows[0].row.rule;
   for (std::uint32_t r = 0; r < out.table.num_rows; ++r) {
     if (rows[r].row.rule != out.rule) out.rule = -1;
-    put(out.fast, r * sizeof(RowRecord), rows[r]);
+    put(out.rows, r * sizeof(RowRecord), rows[r]);
   }
 }
 
@@ -152,7 +152,7 @@ void pack_scopes(const DeviceCall& call, Packed& out) {
       scope.wide = scope.wide || (tensors[t].layout ? is_wide(tensors[t]) : grad == DType::float64);
     }
     out.wide = out.wide || scope.wide;
-    put(out.fast, out.table.scopes_begin() + k * sizeof(ScopeRecord), scope);
+    put(out.rows, out.table.scopes_begin() + k * sizeof(ScopeRecord), scope);
   }
 }
 
@@ -186,7 +186,7 @@ void pack_tensors(const DeviceCall& call, Packed& out) {
     const TensorRecord record = record_of(tensor, slots);
     const Access access = access_of(record);
     out.access = t == 0 ? access : both(out.access, access);
-    put(out.fast, table.grads_begin() + t * sizeof(void*), tensor.grad);
+    put(out.grads, t * sizeof(void*), tensor.grad);
     put(out.slow, table.tensors_begin() + t * sizeof(TensorRecord), record);
     if (table.has_extras)
       put(out.slow, table.extras_begin() + t * sizeof(ExtraRecord), extra_of(tensor, out.slow));
@@ -206,7 +206,8 @@ void pack(const DeviceCall& call, Packed& out) {
   out.wide = false;
   out.access = Access::any;
   count_chunks(call, out.chunks);
-  resize(out.fast, table.fast_size());
+  resize(out.rows, table.rows_size());
+  resize(out.grads, table.grads_size());
   resize(out.slow, table.layouts_begin());
   pack_rows(call, out);
   pack_scopes(call, out);

@@ -6,9 +6,9 @@
 /// From a call to the records that the kernels read.
 namespace fusedstep::cuda {
 
-/// The two parts of a table, as whole words, and what else the engine has to know.
+/// The parts of a table, as whole words, and what else the engine has to know.
 struct Packed {
-  std::vector<std::uint64_t> fast, slow;
+  std::vector<std::uint64_t> rows, grads, slow;
   std::vector<std::uint32_t> chunks;  ///< first one of each tensor, and their number
   Table table{};                      ///< without addresses
   bool wide = false;                  ///< a gradient is summed as float64

@@ -70,23 +70,23 @@ struct ExtraRecord {
   std::int64_t layout;  ///< where the LayoutRecord is, in words; -1: the gradient is dense
 };
 
-/// The records of a step, in two parts: what changes from step to step, and what rarely does.
+/// The records of a step, in parts that change together: in every step, with the gradients, rarely.
 ///
-///   fast: rows, scopes, addresses of the gradients
+///   rows: rows, scopes
+///   grads: addresses of the gradients
 ///   slow: first chunk of each tensor (and their number), tensors, extras, layouts
 struct Table {
-  const unsigned char* fast;
+  const unsigned char* rows;
+  const unsigned char* grads;
   const unsigned char* slow;
   std::uint32_t num_rows, num_scopes, num_tensors;
   bool has_extras;
 
-  FUSEDSTEP_HD const RowRecord& row(std::uint32_t r) const { return at<RowRecord>(fast, 0)[r]; }
+  FUSEDSTEP_HD const RowRecord& row(std::uint32_t r) const { return at<RowRecord>(rows, 0)[r]; }
   FUSEDSTEP_HD const ScopeRecord& scope(std::uint32_t k) const {
-    return at<ScopeRecord>(fast, scopes_begin())[k];
+    return at<ScopeRecord>(rows, scopes_begin())[k];
   }
-  FUSEDSTEP_HD const void* grad(std::uint32_t t) const {
-    return at<const void*>(fast, grads_begin())[t];
-  }
+  FUSEDSTEP_HD const void* grad(std::uint32_t t) const { return at<const void*>(grads, 0)[t]; }
   FUSEDSTEP_HD const std::uint32_t* first_chunks() const { return at<std::uint32_t>(slow, 0); }
   FUSEDSTEP_HD const TensorRecord& tensor(std::uint32_t t) const {
     return at<TensorRecord>(slow, tensors_begin())[t];
@@ -104,10 +104,10 @@ struct Table {
   }
 
   FUSEDSTEP_HD std::size_t scopes_begin() const { return num_rows * sizeof(RowRecord); }
-  FUSEDSTEP_HD std::size_t grads_begin() const {
+  FUSEDSTEP_HD std::size_t rows_size() const {
     return scopes_begin() + num_scopes * sizeof(ScopeRecord);
   }
-  FUSEDSTEP_HD std::size_t fast_size() const { return grads_begin() + num_tensors * sizeof(void*); }
+  FUSEDSTEP_HD std::size_t grads_size() const { return num_tensors * sizeof(void*); }
   FUSEDSTEP_HD std::size_t tensors_begin() const {
     return (num_tensors + 2) / 2 * 2 * sizeof(std::uint32_t);  // of 8 bytes
   }
@@ -168,8 +168,8 @@ struct Control {
 
 /// The arguments of both kernels of a step, but for what of the table fits in behind it.
 struct Step {
-  Table table;                ///< null parts lie behind this
-  std::uint32_t slow_inline;  ///< where the slow part begins there
+  Table table;                              ///< null parts lie behind this
+  std::uint32_t grads_inline, slow_inline;  ///< where these parts begin there
   std::uint32_t num_chunks;
   StepCall::Sums sums;
   bool settled;  ///< a first kernel has measured, and written `constants`

@@ -53,8 +53,7 @@ Workspace::~Workspace() {
   try {
     const DeviceGuard guard(device_);
     for (Buffer* buffer : {&constants_, &trees_, &norms_, &scratch_}) *buffer = Buffer();
-    fast_ = SentPart();
-    slow_ = SentPart();
+    for (SentPart* part : {&rows_, &grads_, &slow_}) *part = SentPart();
     captured_.clear();
     control_ = Memory();
   } catch (const Error&) {  // the process ends, or the device is lost
@@ -153,7 +152,9 @@ void Workspace::place_tables(cudaStream_t stream, bool capturing) {
     }
     return capturing ? captured_part(words) : sent.send(words, was_captured_, stream);
   };
-  step.table.fast = place(packed_.fast, fast_);
+  step.table.rows = place(packed_.rows, rows_);
+  step.grads_inline = static_cast<std::uint32_t>(used);
+  step.table.grads = place(packed_.grads, grads_);
   step.slow_inline = static_cast<std::uint32_t>(used);
   step.table.slow = place(packed_.slow, slow_);
 }

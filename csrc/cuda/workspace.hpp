@@ -64,7 +64,7 @@ class Workspace {
   std::shared_ptr<ReportPool> pool_;
   Memory control_;
   Buffer constants_, trees_, norms_, scratch_;
-  SentPart fast_, slow_;
+  SentPart rows_, grads_, slow_;
   std::vector<Memory> captured_;  ///< tables of graphs
   bool was_captured_ = false;
   Packed packed_;

@@ -398,7 +398,8 @@ void check_large() {
   cuda::Packed packed;
   cuda::pack(call, packed);
   cuda::Table table = packed.table;
-  table.fast = reinterpret_cast<const unsigned char*>(packed.fast.data());
+  table.rows = reinterpret_cast<const unsigned char*>(packed.rows.data());
+  table.grads = reinterpret_cast<const unsigned char*>(packed.grads.data());
   table.slow = reinterpret_cast<const unsigned char*>(packed.slow.data());
   const std::int64_t chunks = (numel + chunk_size - 1) / chunk_size;
   check(packed.num_chunks() == 2 * chunks, "chunks of large tensors");
