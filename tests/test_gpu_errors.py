@@ -340,13 +340,16 @@ def test_what_is_given_back(
     story.twins.check()
 
 
-@pytest.mark.parametrize("function", ["cudaDriverGetVersion", "cudaGetDeviceCount"])
-def test_the_first_look_fails(emulator: Emulator, function: str) -> None:
+@pytest.mark.parametrize(
+    ("function", "unseen"), [("cudaDriverGetVersion", 6), ("cudaGetDeviceCount", 7)]
+)
+def test_the_first_look_fails(emulator: Emulator, function: str, unseen: int) -> None:
     """And is taken again: for a device that has not been seen yet."""
-    emulator.set(devices=3)
-    arrays = [to_device(np.ones(3, np.float32), 2) for _ in range(2)]
+    emulator.set(devices=unseen + 1)
+    arrays = [to_device(np.ones(3, np.float32), unseen) for _ in range(2)]
     emulator.fail(function, INVALID_VALUE)
-    with pytest.raises(RuntimeError, match=f"params is on cuda:2, which .*{function} failed"):
+    text = f"params is on cuda:{unseen}, which .*{function} failed"
+    with pytest.raises(RuntimeError, match=text):
         fs.fused_sgd_step(*arrays, lr=0.5)
     assert Emulated().numpy(arrays[0]).tolist() == [1.0] * 3
     fs.fused_sgd_step(*arrays, lr=0.5)
