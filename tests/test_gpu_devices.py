@@ -77,7 +77,7 @@ def test_writes_beside_an_array_are_found(index: int) -> None:
 
 def test_a_graph_of_more_than_kernels_is_refused(emulator: Emulator) -> None:
     made = gpu_devices.Emulated()
-    address = made.array(np.ones(3, np.float32)).array.ctypes.data
+    array = made.array(np.ones(3, np.float32))
     with pytest.raises(AssertionError, match="memset"), made.capture() as captured:
-        emulator.fill(address, 4, stream=device_arrays.current_streams[0])
+        emulator.fill(array.array.ctypes.data, 4, stream=device_arrays.current_streams[0])
     assert captured.replay is None
