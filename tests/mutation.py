@@ -224,7 +224,7 @@ MUTATIONS = [
     Mutation("coming momentum of a schedule", "python/fusedstep/scheduled.py", 'self.number(name, value.next_momentum)', 'self.number(name, value.current_momentum)'),
     Mutation("coming momentum overrides the given one", CODEGEN, "        if coming is None and ({looks_ahead}):\n", "        if {looks_ahead}:\n"),
     Mutation("buffer lost where the momentum is zero", CODEGEN, "varies = varies or check_momentum.varies(momentum)", "varies = False"),
-    Mutation("busy optimizers used", "csrc/bindings/plan.cpp", "    busy_ = true;\n", "    busy_ = false;\n"),
+    Mutation("busy optimizers used", "csrc/bindings/turn.hpp", "    kind_ = kind;\n", "    kind_ = Kind::none;\n"),
     Mutation("policy order", CODEGEN, '("on_nonfinite", "grad_clip_scope", "skip_grad_norm")', '("grad_clip_scope", "on_nonfinite", "skip_grad_norm")'),
     Mutation("policy of the defaults", CODEGEN, 'values=", ".join(CALL_WIDE),\n    )\n    return _compile("policy"', 'values="\'propagate\', \'all\', None",\n    )\n    return _compile("policy"'),
     Mutation("unused state accepted", CODEGEN, '        unused = [_UNUSED.format(slot=slot, name=declaration.function) for slot in slots]\n', '        unused = ["" for slot in slots]\n'),

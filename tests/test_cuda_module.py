@@ -51,6 +51,7 @@ def test_status_without_a_gpu() -> None:
     ("obstacle", "is_built", "why"),
     [
         ("None", False, "no CUDA"),
+        ("Absent()", False, "no CUDA"),
         ("Broken()", True, "cannot be loaded: undefined symbol: foo"),
     ],
 )
@@ -62,6 +63,10 @@ class Broken:
     def find_spec(self, name, path, target=None):
         if name == "fusedstep._cuda":
             raise ImportError("undefined symbol: foo")
+class Absent:
+    def find_spec(self, name, path, target=None):
+        if name == "fusedstep._cuda":
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 """
     hide = 'sys.modules["fusedstep._cuda"] = None' if obstacle == "None" else ""
     hide = hide or f"sys.meta_path.insert(0, {obstacle})"

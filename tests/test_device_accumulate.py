@@ -125,3 +125,21 @@ def test_observed_gradients(emulator: Emulator) -> None:
     assert told[0][0][:4] == told[1][0][:4]
     assert told[0][0][4].tobytes() == told[1][0][4].tobytes()
     assert [a.tobytes() for a in told[0][1]] == [a.tobytes() for a in told[1][1]]
+
+
+def test_memory_of_sums_is_used_again(emulator: Emulator) -> None:
+    """`zero_grad` leaves what was measured as large as it was: 512 sums here, 256 times a block."""
+    param, grad = (to_device(np.ones(1 << 23, np.float32)) for _ in range(2))
+    optimizer = fs.SGD(param, lr=0.1)
+
+    def measure() -> None:
+        emulator.fail("cudaLaunchKernel", device_arrays.LAUNCH_OUT_OF_RESOURCES)
+        with pytest.raises(RuntimeError):
+            optimizer._plan.observe(0, grad, None)
+        optimizer.zero_grad()
+
+    measure()
+    allocated = emulator.calls("cudaMalloc")
+    for _ in range(300):
+        measure()
+    assert emulator.calls("cudaMalloc") == allocated

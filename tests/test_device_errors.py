@@ -13,7 +13,7 @@ import fusedstep as fs
 import numpy as np
 import producers
 import pytest
-from device_arrays import DeviceArray, Emulator, to_device
+from device_arrays import DeviceArray, Emulator, placed, to_device
 from device_twins import Twins, check_same, on_device, on_host, random
 from fusedstep import _core, buffers
 
@@ -225,3 +225,80 @@ def test_views_are_of_the_cpu() -> None:
     with pytest.raises(BufferError, match="array is on cuda:0, not in CPU memory"):
         _core.array_view(to_device(ONES))
     assert buffers.stored(to_device(ONES)).bits.tolist() == [1.0] * 4
+
+
+# --- parameters that go elsewhere -----------------------------------------------------------------
+
+
+def move(array: DeviceArray, device: int) -> None:
+    """What `module.to()` does: the same object has memory elsewhere."""
+    there = to_device(array.numpy(), device)
+    array.array, array.device, array.moved = there.array, device, there
+
+
+@pytest.mark.parametrize("kind", [fs.Momentum, fs.NAdam])
+def test_a_leaf_without_a_gradient_stays_behind(
+    emulator: Emulator, kind: type[fs.Optimizer]
+) -> None:
+    """A step is where the leaves are that take part in it."""
+    emulator.set(devices=2)
+    values, grad = np.ones(5, np.float32), np.arange(5, dtype=np.float32)
+    host = kind([values.copy(), values.copy()], lr=0.1)
+    params = [to_device(values), to_device(values)]
+    moved = kind(params, lr=0.1)
+    for device in (0, 0, 1, 1, 0):
+        if params[1].device != device:
+            move(params[1], device)
+            for state in moved._plan.get_state(1).values():
+                move(state, device)
+        moved.step([None, to_device(grad, device)])
+        host.step([None, grad])
+    assert params[1].numpy().tobytes() == host._plan.leaf(1).tobytes()
+    assert moved.steps == host.steps == 5
+    assert moved._plan.get_progress(1) == host._plan.get_progress(1)
+    with pytest.raises(ValueError, match="one device"):
+        moved.accumulate([to_device(grad, 0), to_device(grad, 1)])
+
+
+class Mover(DeviceArray):
+    """An array that can come to the CPU."""
+
+    on_cpu = False
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return (1, 0) if self.on_cpu else super().__dlpack_device__()
+
+    def __dlpack__(self, **options: Any) -> Any:
+        if not self.on_cpu:
+            return super().__dlpack__(**options)
+        return self.array.__dlpack__(max_version=options.get("max_version"))
+
+
+def test_a_leaf_without_a_gradient_stays_behind_on_the_device(
+    emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = device_arrays._producer
+
+    def zeros(array: Any, dtype: str | None = None) -> Any:
+        made = device_arrays._zeros_like(array, dtype)
+        made.__class__ = Mover
+        return made
+
+    def producer(module: Any) -> Any:
+        return row(module)._replace(zeros_like=zeros)
+
+    monkeypatch.setitem(buffers._TABLE, __name__, producer)
+    values, grad = np.ones(5, np.float32), np.arange(5, dtype=np.float32)
+    host = fs.NAdam([values.copy(), values.copy()], lr=0.1)
+    params, there = [Mover(placed(values)), Mover(placed(values))], Mover(placed(grad))
+    moved = fs.NAdam(params, lr=0.1)
+    for step in range(5):
+        if step == 3:
+            emulator.run()
+            for array in (params[1], there, *moved._plan.get_state(1).values()):
+                array.on_cpu = True
+        moved.step([None, there])
+        host.step([None, grad])
+    assert params[1].array.tobytes() == host._plan.leaf(1).tobytes()
+    assert moved.steps == host.steps == 5
+    assert moved._plan.get_progress(1) == host._plan.get_progress(1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 import device_arrays
@@ -148,6 +149,44 @@ def test_an_optimizer_that_is_gone(emulator: Emulator, stream: int) -> None:
     emulator.run()
     check_same(on_host(twins.params["gpu"]), twins.params["cpu"])
     assert len(states) == 4
+
+
+@pytest.mark.parametrize("how", ["load", "register", "accumulate"])
+def test_what_a_graph_writes_stays(emulator: Emulator, stream: int, how: str) -> None:
+    """Afterwards the graph and the optimizer go separate ways, but no memory is lost to it."""
+    twins = Twins(fs.Momentum, random(0), lr=0.1, grad_clip_norm=1.0)
+    captured = Captured(emulator, stream, twins)
+    if how == "accumulate":
+        twins.gpu.accumulate(captured.grads)
+        with emulator.capture(stream) as made:
+            twins.gpu.accumulate(captured.grads)
+        captured.graph = made[0]
+        twins.gpu.zero_grad()
+    elif how == "load":
+        twins.gpu.load_state_dict(on_host(twins.gpu.state_dict()))
+    else:
+        twins.gpu.add_param_group({"params": on_device(random(7))})
+        twins.gpu.load_state_dict(on_host(twins.gpu.state_dict()))
+    gc.collect()
+    emulator.run()
+    captured.graph.replay(stream)
+    emulator.run()
+    assert not emulator.fault
+    captured.graph.free()
+
+
+def test_a_result_before_the_first_replay(emulator: Emulator, stream: int) -> None:
+    """It does not tell what another step did, whose memory it might have got."""
+    twins = Twins(fs.Momentum, random(0), lr=0.1, grad_clip_norm=1.0, on_nonfinite="skip")
+    for seed in range(3):
+        twins.step(random(seed))
+    captured = Captured(emulator, stream, twins)
+    for read in (lambda: captured.result.skipped, lambda: tuple(captured.result)):
+        with pytest.raises(RuntimeError, match="graph that has not been replayed yet"):
+            read()
+    captured.replay(5)
+    assert captured.result.grad_norm > 0
+    assert captured.result.skipped is False
 
 
 # --- what cannot be captured ----------------------------------------------------------------------

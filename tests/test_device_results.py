@@ -49,8 +49,9 @@ def test_each_attribute_waits_only_if_it_has_to(emulator: Emulator) -> None:
     known = waits(emulator)
     assert known > before
     assert result.settled
-    check_result(result, expected)
+    assert (result.grad_norm, result.clip_coef) == (expected.grad_norm, expected.clip_coef)
     assert waits(emulator) == known
+    check_result(result, expected)
 
 
 @pytest.mark.parametrize("field", ["grad_norm", "clip_coef", "skipped", "grad_norms"])
@@ -212,8 +213,9 @@ def test_raise_settles_the_result(emulator: Emulator) -> None:
     _, (result, expected) = one(grad_clip_norm=1.0, on_nonfinite="raise")
     known = waits(emulator)
     assert result.settled
-    check_result(result, expected)
+    assert (result.grad_norm, result.skipped) == (expected.grad_norm, False)
     assert waits(emulator) == known
+    check_result(result, expected)
 
 
 def test_raise_names_a_given_norm() -> None:
@@ -265,3 +267,60 @@ def test_functions_share_a_workspace_per_stream(emulator: Emulator) -> None:
     device_arrays.current_streams[0] = emulator.new_stream()
     fs.fused_sgd_step(params, kept, lr=0.1, grad_clip_norm=1.0)
     assert emulator.calls("cudaMalloc") > allocated
+
+
+# --- steps that were skipped ----------------------------------------------------------------------
+
+
+def test_a_rule_without_states_leaves_those_of_another_alone() -> None:
+    """The state of a first step that was skipped is none, also after steps without momentum."""
+    twins = Twins(fs.SGD, random(0), lr=0.1, momentum=0.9, dampening=0.5, on_nonfinite="skip")
+    bad = random(1)
+    bad[0][1] = np.inf
+    twins.step(bad, lazy=True)
+    for seed, momentum in ((2, 0.0), (3, 0.0), (4, 0.9), (5, 0.9)):
+        for optimizer in (twins.gpu, twins.cpu):
+            optimizer.param_groups[0]["momentum"] = momentum
+        twins.step(random(seed), lazy=seed % 2 == 0)
+        if seed == 3:
+            twins.check()
+    twins.check()
+
+
+# --- other threads --------------------------------------------------------------------------------
+
+
+def test_who_looks_does_not_disturb_training() -> None:
+    twins = Twins(fs.Momentum, random(0), lr=0.1, on_nonfinite="skip")
+    stop, errors = threading.Event(), []
+
+    def poll() -> None:
+        while not stop.is_set():
+            try:
+                assert twins.gpu.steps >= 0
+                twins.gpu._plan.get_progress(0)
+            except Exception as error:
+                errors.append(error)
+
+    thread = threading.Thread(target=poll)
+    thread.start()
+    try:
+        for seed in range(30):
+            twins.step(random(seed), lazy=True)
+    finally:
+        stop.set()
+        thread.join()
+    assert not errors
+    twins.check()
+
+
+def test_tensor_norms_are_fetched_for_who_reads_them(emulator: Emulator) -> None:
+    _, (result, expected) = one(grad_clip_norm=0.5)
+    copies = emulator.calls("cudaMemcpyAsync")
+    assert result.grad_norm == expected.grad_norm
+    assert emulator.calls("cudaMemcpyAsync") == copies + 1
+    check_same(result.grad_norms, expected.grad_norms)
+    fetched = emulator.calls("cudaMemcpyAsync")
+    assert fetched > copies + 1
+    check_result(result, expected)
+    assert emulator.calls("cudaMemcpyAsync") == fetched

@@ -213,6 +213,19 @@ def test_the_exchange_table_tells_the_stream(emulator: Emulator, stream: int) ->
     assert param.asked == grad.asked == []  # nobody called __dlpack__
 
 
+def test_gradients_of_an_exchange_table_wait(emulator: Emulator, stream: int) -> None:
+    """They are imported without any order, which does not do for those of another stream."""
+    side = emulator.new_stream()
+    device_arrays.current_streams[0], Exchanging.current = stream, side
+    param, grad = to_device(VALUES), Exchanging(VALUES.copy())
+    fs.fused_sgd_step(param, grad, lr=0.5)
+    assert [options["stream"] for options in grad.asked] == [stream]
+    assert ran_on(emulator, stream, param)
+    fs.fused_sgd_step(param, grad, lr=0.5, stream=stream)
+    assert len(grad.asked) == 1  # who gives a stream sees to the order
+    emulator.run()
+
+
 # --- torch and CuPy, as far as the table goes -----------------------------------------------------
 
 
@@ -296,6 +309,8 @@ def test_streams_at_random(emulator: Emulator, stream: int, seed: int) -> None:
         (types.SimpleNamespace(__cuda_stream__=lambda: 3), TypeError, "stream: expected a stream"),
         (-1, ValueError, "stream: -1 is no handle of a stream"),
         (1 << 70, ValueError, "stream: 1180591620717411303424 is no handle of a stream"),
+        (2, ValueError, "stream: the per-thread default stream is not supported; use a stream of"),
+        (Torch(2), ValueError, "stream: the per-thread default stream is not supported"),
     ],
 )
 @pytest.mark.parametrize("where", ["gpu", "cpu"])
@@ -313,3 +328,47 @@ def test_a_stream_says_nothing_to_the_cpu() -> None:
     param = VALUES.copy()
     fs.fused_sgd_step(param, VALUES, lr=0.5, stream=12345)
     assert param.tobytes() == STEPPED.tobytes()
+
+
+@pytest.mark.parametrize("door", ["table", "exchange"])
+def test_the_per_thread_stream_is_refused(emulator: Emulator, door: str) -> None:
+    """It is another one in each thread, by one name."""
+    device_arrays.current_streams[0] = Exchanging.current = 2
+    make: Any = Exchanging if door == "exchange" else to_device
+    with pytest.raises(ValueError, match="the current stream: the per-thread default stream is"):
+        fs.fused_sgd_step(make(VALUES.copy()), make(VALUES.copy()), lr=0.5)
+    assert emulator.count("pending") == 0
+
+
+# --- what the host reads ------------------------------------------------------------------------
+
+
+def test_a_checkpoint_waits_for_a_given_stream(emulator: Emulator, stream: int) -> None:
+    param, grad = to_device(VALUES), to_device(VALUES)
+    optimizer = fs.Momentum(param, lr=0.5)
+    optimizer.step(grad, stream=stream)
+    (entry,) = optimizer.state_dict()["state"].values()
+    assert _core.to_host(entry["velocity"]).tobytes() == VALUES.tobytes()
+    waited = emulator.calls("cudaStreamSynchronize")
+    optimizer._plan.get_state(0)
+    assert emulator.calls("cudaStreamSynchronize") == waited  # once is enough
+
+
+class Unknown:
+    """What tells nothing but its memory."""
+
+    def __init__(self, array: DeviceArray) -> None:
+        self.array, self.asked = array, array.asked
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return self.array.__dlpack_device__()
+
+    def __dlpack__(self, **options: Any) -> Any:
+        return self.array.__dlpack__(**options)
+
+
+@pytest.mark.usefixtures("emulator")
+def test_reading_asks_for_order() -> None:
+    array = Unknown(to_device(np.array([0.5], np.float32)))
+    assert _core.read_scalar(array) == _core.to_host(array)[0] == 0.5
+    assert [options["stream"] for options in array.asked] == [1, 1]

@@ -115,8 +115,9 @@ void write(py::object object, py::handle values) {
 
 double read_scalar(py::handle object, const std::string& name) {
   Owners owners;
+  StreamChoice choice;
   const Place place{name.c_str(), nullptr};
-  const Buffer buffer = import_one(object.ptr(), place, false, owners, nullptr);
+  const Buffer buffer = import_one(object.ptr(), place, false, owners, &choice);
   return read_element(object.ptr(), place, buffer);
 }
 

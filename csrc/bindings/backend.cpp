@@ -29,6 +29,13 @@ std::string text_of(const py::error_already_set& error) {
   return static_cast<std::string>(py::str(error.value()));
 }
 
+/// Waking the driver takes its time.
+const char* ask_status(const DeviceApi& api, int* devices) {
+  const char* why = nullptr;
+  without_gil([&] { why = api.status(devices); });
+  return why;
+}
+
 Loaded load(const Device& device, const Place& place) {
   py::module_ module;
   try {
@@ -54,7 +61,7 @@ Loaded load(const Device& device, const Place& place) {
                  std::string(mismatch) + "); install fusedstep anew");
   }
   Loaded loaded{module.ptr(), api, 0};
-  if (const char* why = api->status(&loaded.devices)) unusable(device, place, why);
+  if (const char* why = ask_status(*api, &loaded.devices)) unusable(device, place, why);
   module.release();  // its functions are used as long as the process lives
   return loaded;
 }
@@ -103,7 +110,10 @@ Gpu find_gpu(const Device& device, const Place& place) {
   if (known.api == nullptr || module.ptr() != known.module) known = load(device, place);
   const auto exists = [&] { return device.id >= 0 && device.id < known.devices; };
   if (!exists()) {
-    if (const char* why = known.api->status(&known.devices)) unusable(device, place, why);
+    int devices = 0;
+    const char* const why = ask_status(*known.api, &devices);
+    if (why != nullptr) unusable(device, place, why);
+    known.devices = devices;
   }
   if (!exists()) {
     unusable(device, place, "CUDA sees " + std::to_string(known.devices) + " of them");
@@ -118,7 +128,7 @@ Workspace::Workspace(const Gpu& gpu) : gpu_(gpu) {
 }
 
 Workspace::~Workspace() {
-  if (!kept_) gpu_.api->free_workspace(handle_);
+  if (!kept_) without_gil_if_held([&] { gpu_.api->free_workspace(handle_); });
 }
 
 Workspace& Workspace::of_functions(const Gpu& gpu, const Stream& stream) {
@@ -156,7 +166,9 @@ DeviceReport Report::read(const Stream& stream, double* tensor_norms) {
 
 Arena::~Arena() {
   if (kept_) return;
-  for (void* block : blocks_) gpu_.api->release(gpu_.id, block);
+  without_gil_if_held([&] {
+    for (void* block : blocks_) gpu_.api->release(gpu_.id, block);
+  });
 }
 
 void* Arena::allocate(std::int64_t bytes, std::int64_t align) {
@@ -164,7 +176,9 @@ void* Arena::allocate(std::int64_t bytes, std::int64_t align) {
   if (blocks_.empty() || begin + bytes > size_) {
     const std::int64_t size = std::max(bytes, arena_block);
     void* block = nullptr;
-    gpu_.check(gpu_.api->allocate(gpu_.id, size, &block));
+    const char* why = nullptr;
+    without_gil([&] { why = gpu_.api->allocate(gpu_.id, size, &block); });
+    gpu_.check(why);
     blocks_.push_back(block);
     size_ = size;
     begin = 0;

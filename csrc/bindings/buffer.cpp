@@ -241,18 +241,17 @@ Device announced_device(PyObject* object) {
 }
 
 /// A stream is only named to devices: NumPy's kind wants none.
-py::dict dlpack_options(PyObject* object, const Producer& producer, StreamChoice* choice) {
+py::dict dlpack_options(PyObject* object, const Producer& producer, const Device& device,
+                        StreamChoice* choice) {
   py::dict options;
-  const Device device = announced_device(object);
   if (device.is_cpu()) return options;
   options["stream"] =
       choice != nullptr ? choice->requested_of(object, producer, device.id) : std::intptr_t{-1};
   return options;
 }
 
-PyObject* call_dlpack(PyObject* object, const Producer& producer, StreamChoice* choice) {
+PyObject* call_dlpack(PyObject* object, const py::dict& old_options) {
   const py::object method = py::handle(object).attr("__dlpack__");
-  const py::dict old_options = dlpack_options(object, producer, choice);
   const py::dict options(old_options.attr("copy")());
   options["max_version"] = py::make_tuple(1, 3);
   try {
@@ -290,21 +289,45 @@ void import_number(PyObject* object, const Place& place, Owners& owners, Buffer&
   owners.keep(std::move(array));
 }
 
+void import_dlpack(PyObject* object, const Place& place, Owners& owners,
+                   const ImportOptions& options, Buffer& out) {
+  Device device;
+  exporting(object, place, [&] {
+    device = announced_device(object);
+    return Py_NewRef(Py_None);
+  });
+  const py::dict asked = dlpack_options(object, *out.producer, device, options.stream);
+  auto call = [&] { return call_dlpack(object, asked); };
+  import_capsule(exporting(object, place, call), place, owners, options.integers, out);
+}
+
+/// What was imported without any order, of a library that works on another stream than the call:
+/// `__dlpack__` lets that stream wait. Torch's refuses what requires a gradient.
+void put_in_order(PyObject* object, const Place& place, Owners& owners,
+                  const ImportOptions& options, Buffer& out) {
+  if (out.device.is_cpu() || options.stream == nullptr) return;
+  if (options.stream->requested_of(object, *out.producer, out.device.id) == -1) return;
+  py::object plain = py::reinterpret_borrow<py::object>(object);
+  if (py::hasattr(plain, "detach")) plain = plain.attr("detach")();
+  import_dlpack(plain.ptr(), place, owners, options, out);
+}
+
 void enter(PyObject* object, const Place& place, Owners& owners, const ImportOptions& options,
            Buffer& out) {
   using Door = Producer::Door;
   const bool integers = options.integers;
   switch (out.producer->door) {
     case Door::numpy: return import_numpy(object, place, integers, out);
-    case Door::exchange: return import_exchange(object, place, owners, integers, out);
+    case Door::exchange: {
+      import_exchange(object, place, owners, integers, out);
+      return put_in_order(object, place, owners, options, out);
+    }
     case Door::function: {
       auto call = [&] { return PyObject_CallOneArg(out.producer->function, object); };
-      return import_capsule(exporting(object, place, call), place, owners, integers, out);
+      import_capsule(exporting(object, place, call), place, owners, integers, out);
+      return put_in_order(object, place, owners, options, out);
     }
-    case Door::dlpack: {
-      auto call = [&] { return call_dlpack(object, *out.producer, options.stream); };
-      return import_capsule(exporting(object, place, call), place, owners, integers, out);
-    }
+    case Door::dlpack: return import_dlpack(object, place, owners, options, out);
     case Door::protocol: return import_protocol(object, place, owners, out);
     case Door::number: return import_number(object, place, owners, out);
     case Door::none: break;

@@ -47,7 +47,8 @@ class ChunkSums {
   double* data() const { return data_; }
   /// Makes room for so many; `arena` is that of the device, null for the CPU.
   void resize(std::size_t size, Arena* arena);
-  void clear() { *this = ChunkSums(); }
+  /// None of them; room on a device is kept for others.
+  void clear();
 
  private:
   std::vector<double> host_;

@@ -122,6 +122,12 @@ void ChunkSums::resize(std::size_t size, Arena* arena) {
   size_ = size;
 }
 
+void ChunkSums::clear() {
+  host_ = {};
+  size_ = 0;
+  if (arena_ == nullptr) data_ = nullptr;
+}
+
 std::uint32_t Call::add_row(const RowSpec& spec, Progress progress) {
   rows_.push_back(spec.row);
   rows_.back().progress = progress;
@@ -377,7 +383,7 @@ py::object Call::create_state(PyObject* param, const Buffer& buffer, const Place
     refuse_capture(gpu_, stream(), place.spell() + " cannot be made (take a step before)");
   }
   py::object made = py::handle(buffer.producer->zeros_like)(py::handle(param));
-  if (on_device && stream_.is_given()) wait_for_zeros(made, place);
+  if (on_device) wait_for_zeros(made, place);
   return made;
 }
 

@@ -58,6 +58,11 @@ void CellTable::settle(const Gpu& gpu, const Stream& stream) {
 StepCounts::StepCounts(Arena& arena)
     : counts_(static_cast<Counts*>(arena.allocate(sizeof(Counts), alignof(Counts)))) {}
 
+void StepCounts::look(const Gpu& gpu, const Stream& stream) const {
+  Counts now;
+  gpu.copy_out(stream, "the state of an optimizer", &now, counts_, sizeof now);
+}
+
 Counts StepCounts::take(const Gpu& gpu, const Stream& stream) {
   if (unsure_) {
     Counts now;

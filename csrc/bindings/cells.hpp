@@ -67,6 +67,8 @@ class StepCounts {
   bool is_unsure() const { return unsure_; }
   /// Waits only if the device knows more.
   Counts take(const Gpu& gpu, const Stream& stream);
+  /// Waits for what is in the stream.
+  void look(const Gpu& gpu, const Stream& stream) const;
 
  private:
   Counts* counts_;
@@ -92,7 +94,8 @@ class DeviceSide {
   Arena arena;
   CellTable cells;
   StepCounts counts;
-  Stream last;  ///< of the last step that was not captured
+  Stream last;               ///< of the last step that was not captured
+  bool last_is_seen = true;  ///< not a given stream, or it has been waited for
   bool captured = false;
 };
 

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <memory>
+#include <stdexcept>
 #include <utility>
 
 namespace fusedstep::bindings {
@@ -32,11 +33,12 @@ Attributes:
         the arrays, after rescale_grad, 0 where there is none; None if nothing asked for a norm, or
         the norm was given.
     settled (bool): True once nothing has to be waited for. The result of a step that was captured
-        into a CUDA graph never settles: it tells of the last replay.
+        into a CUDA graph never settles: it tells of the last replay, and has nothing to tell before
+        the first.
 
 Raises:
     RuntimeError: From an attribute that is read while the stream of the step is being captured, or
-        if the device has failed.
+        before the first replay of a captured step, or if the device has failed.
 )";
 
 class DeviceStepResult {
@@ -57,7 +59,7 @@ class DeviceStepResult {
   }
   py::object grad_norms() {
     if (!launched_.has_tensor_norms) return py::none();
-    read();
+    read(true);
     return norms_;
   }
   bool settled() const {
@@ -68,21 +70,29 @@ class DeviceStepResult {
   void settle() { read(); }
 
   py::tuple as_tuple() {
+    if (launched_.has_tensor_norms) read(true);
     return py::make_tuple(grad_norm(), clip_coef(), skipped(), state(), grad_norms());
   }
 
  private:
-  /// Two threads may wait at once: both find the same.
-  const DeviceReport& read() {
-    if (!launched_.report || known_) return report_;
-    std::vector<double> tensor_norms(launched_.tensor_leaves.size());
-    const DeviceReport report = launched_.report->read(
-        reading_stream(), launched_.has_tensor_norms ? tensor_norms.data() : nullptr);
-    if (known_) return report_;
-    if (launched_.has_tensor_norms) norms_ = spread(tensor_norms);
-    report_ = report;
+  /// The norms of tensors take more copies: only for who asks for them. Two threads may wait at
+  /// once: both find the same.
+  const DeviceReport& read(bool with_norms = false) {
+    if (!launched_.report || (with_norms ? knows_norms_ : known_)) return report_;
+    std::vector<double> tensor_norms(with_norms ? launched_.tensor_leaves.size() : 0);
+    const DeviceReport report =
+        launched_.report->read(reading_stream(), with_norms ? tensor_norms.data() : nullptr);
+    if (launched_.captured && is_untouched(report)) {
+      throw std::runtime_error(
+          "the step was captured into a CUDA graph that has not been replayed yet");
+    }
+    if (with_norms && !knows_norms_) norms_ = spread(tensor_norms);
+    if (!known_) report_ = report;
     known_ = !launched_.captured;
-    if (known_) launched_.stream.owner = py::object();
+    knows_norms_ = known_ && (knows_norms_ || with_norms);
+    if (known_ && (knows_norms_ || !launched_.has_tensor_norms)) {
+      launched_.stream.owner = py::object();
+    }
     return report_;
   }
 
@@ -92,6 +102,11 @@ class DeviceStepResult {
     PyObject* const array = launched_.array.ptr();
     bool known = false;
     return current_stream(array, producer_of(array), launched_.report->gpu().id, &known);
+  }
+
+  /// As a new report is: no step says that nothing is not finite and that it is the first array.
+  static bool is_untouched(const DeviceReport& report) {
+    return !report.nonfinite && report.first_nonfinite == 0;
   }
 
   /// By leaves; those without a gradient have none.
@@ -106,7 +121,7 @@ class DeviceStepResult {
 
   Launched launched_;
   py::dict applied_, skipped_;
-  bool known_ = false;
+  bool known_ = false, knows_norms_ = false;
   DeviceReport report_{0.0, 0.0, 1.0, -1, true, false};  ///< of a step that was not even launched
   py::object norms_ = py::none();
 };

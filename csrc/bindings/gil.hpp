@@ -33,4 +33,14 @@ void without_gil(Work&& work) {
   if (error) std::rethrow_exception(error);
 }
 
+/// The same for destructors, which also run when the interpreter is about to go.
+template <class Work>
+void without_gil_if_held(Work&& work) {
+  if (Py_IsInitialized() != 0 && PyGILState_Check() != 0) {
+    without_gil(work);
+  } else {
+    work();
+  }
+}
+
 }  // namespace fusedstep::bindings

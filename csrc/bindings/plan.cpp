@@ -18,15 +18,6 @@ std::string sibling(const char* name, std::size_t tree, std::size_t trees) {
 
 }  // namespace
 
-// ---- one call at a time -----------------------------------------------------------------------
-
-void Plan::check_idle() const {
-  if (!busy_) return;
-  throw std::runtime_error(
-      "the optimizer is already in use by another call: by another thread, or by code that a call "
-      "of it runs");
-}
-
 // ---- registration ---------------------------------------------------------------------------
 
 Plan::Plan(const py::sequence& trees, const py::sequence& names, std::vector<std::string> slots)
@@ -97,9 +88,10 @@ std::vector<Path> Plan::path_of(const Entry& entry) {
 }
 
 py::dict Plan::get_state(std::size_t index) {
-  const Busy busy(*this);
+  const Reading reading(*this);
   Entry& entry = at(index);
   settle();
+  wait_for_last_step();
   const bool fresh = entry.cell != CellTable::none && device_->cells.info(entry.cell).fresh;
   py::dict buffers;
   for (std::size_t k = 0; k < slots_.size(); ++k) {
@@ -134,7 +126,7 @@ void Plan::set_state(std::size_t index, const py::dict& buffers) {
 }
 
 py::tuple Plan::get_progress(std::size_t index) {
-  const Busy busy(*this);
+  const Reading reading(*this);
   const Entry& entry = at(index);
   if (entry.cell == CellTable::none) return py::make_tuple(entry.steps, entry.product);
   settle();

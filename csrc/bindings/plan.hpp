@@ -9,6 +9,7 @@
 #include "bindings/call.hpp"
 #include "bindings/cells.hpp"
 #include "bindings/tree.hpp"
+#include "bindings/turn.hpp"
 
 namespace fusedstep::bindings {
 
@@ -45,7 +46,7 @@ class Plan {
   bool is_unsure() const { return device_ && device_->counts.is_unsure(); }
   void observe(std::size_t index, py::handle grad, py::handle stream);
   void accumulate(py::handle grads, double scale, py::handle stream);
-  bool has_accumulated() const;
+  bool has_accumulated();
   void drop_accumulated(bool free_memory);
   void zero_grad(bool set_to_none);
 
@@ -69,12 +70,13 @@ class Plan {
     std::size_t row = 0;
   };
   class Busy;
+  class Reading;
   class Walker;
   class StepFiller;
   class SumFiller;
   class NewCells;
 
-  void check_idle() const;
+  void check_idle() { turn_.check_idle(); }
   bool any_accumulated() const;
   const Entry& at(std::size_t index) const;
   Entry& at(std::size_t index);
@@ -86,11 +88,15 @@ class Plan {
   Speller speller() const;
   void commit(const Call& call, const StepFiller& filler);
 
-  void follow_device();
+  void follow_device(const Entry& entry);
+  void check_device(const Call& call) const;
   void leave_device();
   DeviceSide& device_side(const Call& call);
   Arena* arena_of(const Call& call);
+  void note_capture(const std::vector<std::size_t>& leaves);
+  Stream library_stream() const;
   Stream reading_stream() const;
+  void wait_for_last_step();
   void settle();
   void detach(Entry& entry);
   void take_device_counts();
@@ -106,7 +112,7 @@ class Plan {
   std::vector<Entry> leaves_;
   std::unique_ptr<DeviceSide> device_;  ///< none until a step on a device
   Counts counts_{};                     ///< not taken yet, of devices that were left
-  bool busy_ = false;                   ///< a call is under way
+  Turn turn_;                           ///< of the call that is under way
 };
 
 void bind_plan(py::module_& module);

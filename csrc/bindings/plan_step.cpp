@@ -33,6 +33,10 @@ class Plan::StepFiller final : public Walker {
 
   const std::vector<Known>& rows() const { return rows_; }
   const std::vector<std::uint32_t>& leaf_rows() const { return leaf_rows_; }
+  bool has_states(const Known& row) const {
+    const auto rule = static_cast<std::size_t>(specs_[row.spec].row.rule);
+    return !cpu::rule_infos()[rule].slots.empty();
+  }
 
   /// The running product after the step, by rows.
   std::vector<double> products() const {
@@ -46,6 +50,7 @@ class Plan::StepFiller final : public Walker {
  private:
   void add(std::size_t index, PyObject* grad, PyObject* copy, const LeafNames& names) override {
     Entry& entry = plan_.leaves_[index];
+    if (leaf_rows_.empty()) plan_.follow_device(entry);
     Leaf leaf{entry.param.ptr(), grad, copy, {}};
     leaf.known = &entry.known;
     const int rule = specs_.at(entry.row).row.rule;
@@ -105,7 +110,6 @@ py::object Plan::step(py::handle grads, const py::sequence& rows, const StepOpti
         "grads: gradients were accumulated and wait for a step; call step() without any, or "
         "accumulate these too, or drop the others with zero_grad()");
   }
-  follow_device();
   const Call::Handle call = Call::make(options.stream);
   const bool summed = accumulated || options.observed;
   const auto sums = summed ? StepCall::Sums::of_gradients : StepCall::Sums::none;
@@ -114,8 +118,10 @@ py::object Plan::step(py::handle grads, const py::sequence& rows, const StepOpti
   const StepArguments arguments{parse_policy(options.policy), options.grad_norm, options.found_inf,
                                 options.grad_scale};
   call->prepare(arguments, leaves_.size(), speller());
+  if (!filler.added().empty()) check_device(*call);
   if (!call->device().is_cpu()) {
     py::object result = step_on_device(*call, filler, arguments.policy, sums);
+    if (!options.stream.is_none()) device_->last_is_seen = false;
     if (accumulated) drop_accumulated(false);
     call->tell_producers();
     return result;
@@ -133,8 +139,8 @@ py::object Plan::step(py::handle grads, const py::sequence& rows, const StepOpti
 /// is in cache.
 void Plan::observe(std::size_t index, py::handle grad, py::handle stream) {
   const Busy busy(*this);
-  follow_device();
   Entry& entry = at(index);
+  follow_device(entry);
   const std::vector<Path> path = path_of(entry);
   Leaf leaf{entry.param.ptr(), grad.ptr(), nullptr, {}};
   leaf.known = &entry.known;
@@ -149,6 +155,7 @@ void Plan::observe(std::size_t index, py::handle grad, py::handle stream) {
     call->sum_squares();
   } else {
     call->sum_squares(device_side(*call).workspace, false);
+    if (call->gpu().is_capturing(call->stream())) note_capture({index});
   }
 }
 
@@ -260,8 +267,12 @@ py::object Plan::step_on_device(Call& call, const StepFiller& filler, const Poli
   const bool decides = capturing || (call.may_skip() && !waits);
   Launched launched =
       call.launch(side.workspace, decides ? side.counts.on_device(capturing) : nullptr, sums);
-  side.captured = side.captured || capturing;
-  if (!capturing) side.last = call.stream();
+  if (capturing) {
+    note_capture(filler.added());
+  } else {
+    side.last = call.stream();
+    side.last_is_seen = true;
+  }
   const bool applied = launched.report && !(waits && call.wait(launched, speller()).skipped);
   if (applied) {
     keep_created(call, decides);
@@ -279,12 +290,12 @@ void Plan::move_to(NewCells& cells, const StepFiller& filler, bool device_decide
   const std::vector<double> products = filler.products();
   for (const StepFiller::Known& row : filler.rows()) {
     const int cell = cells.of_row(row.index);
-    const bool known = row.cell == CellTable::none || table.info(row.cell).exact;
+    const CellInfo from = row.cell == CellTable::none ? CellInfo() : table.info(row.cell);
     CellInfo& info = table.info(cell);
     info.steps = row.steps + 1;
     info.product = products[row.index];
-    info.exact = known && !device_decides && !info.pinned;
-    info.fresh = false;
+    info.exact = from.exact && !device_decides && !info.pinned;
+    info.fresh = from.fresh && !filler.has_states(row);
     if (captured) table.pin(cell);
   }
   for (std::size_t k = 0; k < filler.added().size(); ++k) {
@@ -300,15 +311,22 @@ void Plan::move_to(NewCells& cells, const StepFiller& filler, bool device_decide
 
 // ---- where the device keeps things ------------------------------------------------------------
 
-/// `module.to()` takes a parameter to another device.
-void Plan::follow_device() {
-  if (!device_ || leaves_.empty()) return;
+/// `module.to()` takes parameters to another device. A call is where the first of its leaves is,
+/// which is the one to be asked: those that take no part in it may have stayed behind.
+void Plan::follow_device(const Entry& entry) {
+  if (!device_) return;
   Owners owners;
   Buffer buffer;
-  const Place place{names_[0].c_str(), nullptr};
-  import_buffer(leaves_[0].param.ptr(), place, owners, buffer);
+  const Place place{names_[entry.tree].c_str(), nullptr};
+  import_buffer(entry.param.ptr(), place, owners, buffer);
   const bool stays = !buffer.device.is_cpu() && find_gpu(buffer.device, place) == device_->gpu;
   if (!stays) leave_device();
+}
+
+/// Importing runs code of others: the rows were made for leaves whose cells are where the call is.
+void Plan::check_device(const Call& call) const {
+  if (!device_ || (!call.device().is_cpu() && call.gpu() == device_->gpu)) return;
+  throw std::runtime_error("the parameters went to another device while a step read them");
 }
 
 void Plan::leave_device() {
@@ -316,7 +334,7 @@ void Plan::leave_device() {
   settle();
   for (Entry& entry : leaves_) {
     detach(entry);
-    entry.sum_squares.clear();
+    entry.sum_squares = ChunkSums();
   }
   device_.reset();
 }
@@ -334,12 +352,33 @@ Arena* Plan::arena_of(const Call& call) {
   return call.device().is_cpu() ? nullptr : &device_side(call).arena;
 }
 
-/// A graph runs wherever it is replayed, so what comes after it is what its library does now.
-Stream Plan::reading_stream() const {
-  if (!device_->captured) return device_->last;
+/// A graph may be replayed at any time, whatever becomes of the plan and of what it holds: other
+/// states may be loaded, leaves registered anew. So what it writes is there for good.
+void Plan::note_capture(const std::vector<std::size_t>& leaves) {
+  device_->captured = true;
+  for (const std::size_t leaf : leaves) {
+    const Entry& entry = leaves_[leaf];
+    for (const py::object& state : entry.states) state.inc_ref();
+    entry.sum.inc_ref();
+  }
+}
+
+Stream Plan::library_stream() const {
   PyObject* const array = leaves_[0].param.ptr();
   bool known = false;
   return current_stream(array, producer_of(array), device_->gpu.id, &known);
+}
+
+/// A graph runs wherever it is replayed, so what comes after it is what its library does now.
+Stream Plan::reading_stream() const { return device_->captured ? library_stream() : device_->last; }
+
+/// Who gets states reads them in the order of their library's stream, which knows nothing of one
+/// that was given to the last step.
+void Plan::wait_for_last_step() {
+  if (!device_ || device_->last_is_seen) return;
+  if (library_stream().handle == device_->last.handle) return;
+  device_->counts.look(device_->gpu, device_->last);
+  device_->last_is_seen = true;
 }
 
 void Plan::settle() {
@@ -370,7 +409,7 @@ void Plan::take_device_counts() {
 }
 
 py::tuple Plan::take_counts() {
-  const Busy busy(*this);
+  const Reading reading(*this);
   take_device_counts();
   const Counts taken = std::exchange(counts_, Counts{});
   return py::make_tuple(taken.applied, taken.skipped);

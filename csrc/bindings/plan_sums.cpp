@@ -30,6 +30,7 @@ class Plan::SumFiller final : public Walker {
  private:
   void add(std::size_t index, PyObject* grad, PyObject* /*copy*/, const LeafNames& names) override {
     Entry& entry = plan_.leaves_[index];
+    if (added().empty()) plan_.follow_device(entry);
     const auto held = py::reinterpret_borrow<py::object>(grad);
     const Place place{names.param, names.path};
     const std::size_t chunks =
@@ -45,7 +46,6 @@ class Plan::SumFiller final : public Walker {
 
 void Plan::accumulate(py::handle grads, double scale, py::handle stream) {
   const Busy busy(*this);
-  follow_device();
   const Call::Handle call = Call::make(stream);
   SumFiller filler(*this, *call, scale);
   walk_trees(filler, grads, py::none());
@@ -53,13 +53,15 @@ void Plan::accumulate(py::handle grads, double scale, py::handle stream) {
   if (call->device().is_cpu()) {
     call->run(speller(), StepCall::Sums::of_results);
   } else {
-    call->launch(device_side(*call).workspace, nullptr, StepCall::Sums::of_results);
+    const Launched launched =
+        call->launch(device_side(*call).workspace, nullptr, StepCall::Sums::of_results);
+    if (launched.captured) note_capture(filler.added());
   }
   for (const std::size_t leaf : filler.added()) leaves_[leaf].accumulated = true;
   call->tell_producers();
 }
 
-bool Plan::has_accumulated() const {
+bool Plan::has_accumulated() {
   check_idle();
   return any_accumulated();
 }

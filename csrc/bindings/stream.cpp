@@ -6,8 +6,9 @@ namespace fusedstep::bindings {
 
 namespace {
 
-/// Both are the legacy default stream; DLPack does not know the first.
-constexpr std::intptr_t cuda_default = 0, dlpack_default = 1;
+/// The first two are the legacy default stream; DLPack does not know the first. The third is one
+/// stream for each thread.
+constexpr std::intptr_t cuda_default = 0, dlpack_default = 1, per_thread = 2;
 
 [[noreturn]] void no_stream(py::handle object, const char* name) {
   fail(PyExc_TypeError, {name, nullptr},
@@ -20,6 +21,14 @@ bool is_integer(py::handle object) {
   return PyLong_Check(object.ptr()) && !PyBool_Check(object.ptr());
 }
 
+/// Work of one thread would not be in order with that of another, and both streams are called the
+/// same.
+void refuse_per_thread(std::intptr_t handle, const char* name) {
+  if (handle != per_thread) return;
+  fail(PyExc_ValueError, {name, nullptr},
+       ": the per-thread default stream is not supported; use a stream of its own");
+}
+
 void* handle_of(py::handle number, const char* name) {
   const auto value = PyLong_AsLongLong(number.ptr());
   const bool failed = value == -1 && PyErr_Occurred() != nullptr;
@@ -28,6 +37,7 @@ void* handle_of(py::handle number, const char* name) {
     fail(PyExc_ValueError, {name, nullptr},
          ": " + brief(number.ptr()) + " is no handle of a stream");
   }
+  refuse_per_thread(value, name);
   // NOLINTNEXTLINE(performance-no-int-to-ptr)
   return reinterpret_cast<void*>(value == dlpack_default ? cuda_default : value);
 }
@@ -73,6 +83,7 @@ Stream current_stream(PyObject* array, const Producer& producer, int device, boo
     if (api->current_work_stream(kDLCUDA, device, &stream.handle) != 0) {
       throw py::error_already_set();
     }
+    refuse_per_thread(reinterpret_cast<std::intptr_t>(stream.handle), "the current stream");
     return stream;
   }
   if (producer.current_stream != nullptr) {

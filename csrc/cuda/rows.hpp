@@ -68,6 +68,8 @@ constexpr bool has_lr = Rule::hypers[0][0] == 'l' && Rule::hypers[0][1] == 'r';
 template <class Rule>
 FUSEDSTEP_HD void prepare_with(const RowRecord& record, RowConstants& out) {
   const Progress progress{out.step, out.first, out.product_before};
+  // A rule without states leaves what another one made as it is.
+  out.fresh_after = num_slots<Rule> == 0 && out.first;
   if (record.row.coefficients_given) {
     for (int i = 0; i < length_of<decltype(Rule::coefficients)>; ++i)
       out.coefficients[i] = record.row.hyper[i];
@@ -123,7 +125,7 @@ FUSEDSTEP_HD void advance_row(const RowRecord& record, const RowConstants& const
   const DeviceRow& device = record.device;
   if (!device.advances) return;
   if (device.to) {
-    *device.to = applied ? Cell{constants.step, constants.product, 0}
+    *device.to = applied ? Cell{constants.step, constants.product, constants.fresh_after}
                          : Cell{constants.step - 1, constants.product_before, constants.first};
   }
   if (!applied) return;

@@ -143,6 +143,7 @@ struct RowConstants {
   double clip_coefficient;
   std::int64_t step;  ///< the progress of the row: of the step to be taken,
   bool first;
+  bool fresh_after;                ///< Cell::fresh, should the step be applied
   double product_before, product;  ///< and the product after it
 };
 

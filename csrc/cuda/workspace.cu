@@ -122,7 +122,11 @@ std::unique_ptr<Report> Workspace::step(const DeviceCall& call) {
 
 std::unique_ptr<Report> Workspace::make_report(const DeviceCall& call, bool capturing) {
   const Table& table = packed_.table;
-  auto memory = pool_->take(table.num_scopes, table.num_tensors, packed_.num_chunks());
+  const std::size_t num_scopes = table.num_scopes, tensors = table.num_tensors;
+  const std::size_t chunks = packed_.num_chunks();
+  // One that is captured says so until the first replay, with zeros; others hold what was.
+  auto memory = capturing ? std::make_unique<ReportMemory>(num_scopes, tensors, chunks)
+                          : pool_->take(num_scopes, tensors, chunks);
   auto report = std::make_unique<Report>(pool_, std::move(memory), packed_.wide);
   if (capturing) report->keep_for_good();
   std::vector<std::uint32_t> scopes;

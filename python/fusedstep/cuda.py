@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import NamedTuple
 
 # As _core says it of an array on a GPU.
@@ -54,7 +55,7 @@ def cuda_status() -> CudaStatus:
         True
     """
     try:
-        from fusedstep import _cuda
+        _cuda = importlib.import_module("fusedstep._cuda")
     except ModuleNotFoundError:
         return CudaStatus(False, (), None, None, 0, (), _NOT_BUILT)
     except ImportError as error:
