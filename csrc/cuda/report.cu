@@ -15,7 +15,7 @@ ReportPool::~ReportPool() {
 }
 
 std::unique_ptr<ReportMemory> ReportPool::take(std::size_t scopes, std::size_t tensors,
-                                               std::size_t chunks) {
+                                               std::size_t chunks, cudaStream_t stream) {
   const std::lock_guard<std::mutex> lock(mutex_);
   for (auto& memory : free_) {
     if (!memory->fits(scopes, tensors, chunks)) continue;
@@ -24,7 +24,9 @@ std::unique_ptr<ReportMemory> ReportPool::take(std::size_t scopes, std::size_t t
     free_.pop_back();
     return taken;
   }
-  return std::make_unique<ReportMemory>(scopes, tensors, chunks);
+  auto made = std::make_unique<ReportMemory>(scopes, tensors, chunks);
+  made->clear(stream);
+  return made;
 }
 
 void ReportPool::give_back(std::unique_ptr<ReportMemory> memory) {

@@ -16,9 +16,13 @@ class ReportMemory {
       : memory_(bytes(scopes, tensors, chunks)),
         scopes_(scopes),
         tensors_(tensors),
-        chunks_(chunks) {
-    memory_.clear();
+        chunks_(chunks) {}
+
+  /// All zero, in the order of the stream, or when it returns.
+  void clear(cudaStream_t stream) const {
+    check(cudaMemsetAsync(header(), 0, memory_.size(), stream), "cudaMemsetAsync");
   }
+  void clear() const { memory_.clear(); }
 
   bool fits(std::size_t scopes, std::size_t tensors, std::size_t chunks) const {
     return scopes <= scopes_ && tensors <= tensors_ && chunks <= chunks_;
@@ -44,7 +48,8 @@ class ReportPool {
   ~ReportPool();
 
   int device() const { return device_; }
-  std::unique_ptr<ReportMemory> take(std::size_t scopes, std::size_t tensors, std::size_t chunks);
+  std::unique_ptr<ReportMemory> take(std::size_t scopes, std::size_t tensors, std::size_t chunks,
+                                     cudaStream_t stream);
   void give_back(std::unique_ptr<ReportMemory> memory);
 
  private:

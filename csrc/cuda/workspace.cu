@@ -124,9 +124,13 @@ std::unique_ptr<Report> Workspace::make_report(const DeviceCall& call, bool capt
   const Table& table = packed_.table;
   const std::size_t num_scopes = table.num_scopes, tensors = table.num_tensors;
   const std::size_t chunks = packed_.num_chunks();
-  // One that is captured says so until the first replay, with zeros; others hold what was.
-  auto memory = capturing ? std::make_unique<ReportMemory>(num_scopes, tensors, chunks)
-                          : pool_->take(num_scopes, tensors, chunks);
+  std::unique_ptr<ReportMemory> memory;
+  if (capturing) {  // until the first replay it says so, with zeros
+    memory = std::make_unique<ReportMemory>(num_scopes, tensors, chunks);
+    memory->clear();
+  } else {
+    memory = pool_->take(num_scopes, tensors, chunks, static_cast<cudaStream_t>(call.stream));
+  }
   auto report = std::make_unique<Report>(pool_, std::move(memory), packed_.wide);
   if (capturing) report->keep_for_good();
   std::vector<std::uint32_t> scopes;
