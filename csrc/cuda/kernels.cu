@@ -13,7 +13,7 @@ namespace {
 /// Blocks per multiprocessor that there are registers for, at least: as many as do without
 /// spilling on any architecture (tests/test_cuda_source.py). [state buffers][access]
 [[maybe_unused]] constexpr int blocks_by_need[max_slots + 1][3] = {
-    {8, 8, 6}, {6, 5, 4}, {5, 4, 4}, {4, 4, 3}};
+    {8, 8, 6}, {6, 5, 4}, {5, 4, 4}, {5, 4, 4}};
 
 template <class Rule>
 constexpr int blocks_for(Tag<Rule> /*rule*/, Access access) {
@@ -21,7 +21,7 @@ constexpr int blocks_for(Tag<Rule> /*rule*/, Access access) {
 }
 template <class... All>
 constexpr int blocks_for(RuleList<All...> /*rules*/, Access /*any*/) {
-  return 3;
+  return 4;
 }
 
 /// Updates the elements of a chunk.
