@@ -9,7 +9,7 @@ namespace {
 /// know.
 __device__ __forceinline__ double measure_chunk(const Step& step, const GradChunk& grad) {
   const double sum = sum_chunk<far_ahead>(grad);
-  if (grad.dtype != DType::float64 || sum != 0 || step.only_chunks) return sum;
+  if (grad.dtype != DType::float64 || sum != 0 || step.only_sum) return sum;
   for (int i = static_cast<int>(threadIdx.x); i < grad.count; i += threads) {
     if (element(grad, i) == 0) continue;
     atomicAdd(&step.control->underflow, 1u);

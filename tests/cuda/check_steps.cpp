@@ -455,7 +455,33 @@ void check_shifts() {
   }
 }
 
+/// Sums of the results of a rule that has states, which no kernel can make.
+void check_refusal() {
+  const Buffers all = make(storages[1], {50}, 1);
+  Buffers on_device = all;
+  Call call(tensors_of(on_device));
+  set_row(call.rows[0], rule_cases(Rules{})[1], 4);
+  const std::uint32_t scope_row = 0;
+  DeviceCall device{};
+  device.step = call.call;
+  device.step.tensors = call.tensors.data();
+  device.step.num_tensors = 1;
+  device.step.rows = call.rows.data();
+  device.step.num_rows = device.step.num_scopes = 1;
+  device.step.scope_scale = call.scales.data();
+  device.step.sums = StepCall::Sums::of_results;
+  device.scope_rows = &scope_row;
+  const DeviceApi& api = cuda::device_api();
+  void *workspace = nullptr, *report = nullptr;
+  check(!api.make_workspace(0, &workspace), "make_workspace");
+  const char* const why = api.step(workspace, &device, &report);
+  check(why && std::strstr(why, "a rule that has states"), "sums of results are not refused");
+  api.free_workspace(workspace);
+  check(!report && difference(on_device, all).empty(), "a refused step did something");
+}
+
 void check_all() {
+  check_refusal();
   check_large();
   check_shifts();
   check_rules();
