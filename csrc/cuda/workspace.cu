@@ -2,6 +2,7 @@
 #include <atomic>
 #include <cstring>
 #include <stdexcept>
+#include <utility>
 
 #include "cuda/api.hpp"
 #include "cuda/kernels.hpp"
@@ -49,9 +50,9 @@ bool set_backward(bool now) { return backward.exchange(now); }
 
 /// Only what has changed.
 const unsigned char* SentPart::send(const std::vector<std::uint64_t>& words, cudaStream_t stream) {
-  if (buffer_.reserve(words.size() * sizeof(std::uint64_t))) sent_.clear();
-  const std::vector<std::uint64_t> sent = std::move(sent_);
-  sent_.clear();  // if sending fails, what is there is unknown
+  const bool grew = buffer_.reserve(words.size() * sizeof(std::uint64_t));
+  const std::size_t known = std::exchange(complete_, false) && !grew ? sent_.size() : 0;
+  sent_.resize(words.size());
   Upload upload;
   upload.to = buffer_.as<std::uint64_t>();
   upload.count = 0;
@@ -61,13 +62,13 @@ const unsigned char* SentPart::send(const std::vector<std::uint64_t>& words, cud
     upload.count = 0;
   };
   for (std::size_t i = 0; i < words.size(); ++i) {
-    if (i < sent.size() && sent[i] == words[i]) continue;
+    if (i < known && sent_[i] == words[i]) continue;
     upload.places[upload.count] = static_cast<std::uint32_t>(i);
-    upload.words[upload.count++] = words[i];
+    upload.words[upload.count++] = sent_[i] = words[i];
     if (upload.count == Upload::most) flush();
   }
   flush();
-  sent_ = words;
+  complete_ = true;
   return buffer_.as<unsigned char>();
 }
 

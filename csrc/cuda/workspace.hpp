@@ -34,6 +34,7 @@ class SentPart {
  private:
   Buffer buffer_;
   std::vector<std::uint64_t> sent_;
+  bool complete_ = false;  ///< else what is there is not known
 };
 
 /// What the kernels of a step write and read again.
