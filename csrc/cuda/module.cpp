@@ -12,7 +12,6 @@ namespace fusedstep::cuda {
 namespace {
 
 constexpr const char* walks[] = {"forward", "backward"};
-constexpr char capsule_name[] = "fusedstep._cuda._DEVICE_API";
 
 /// What the runtime knows; asked without the GIL, because the first question wakes the driver.
 struct Known {
@@ -76,8 +75,8 @@ PyObject* set_walk(PyObject* /*module*/, PyObject* name) {
 /// 0, or -1 with an error set.
 int fill(PyObject* module) {
   PyObject* capsule =
-      PyCapsule_New(const_cast<DeviceApi*>(&device_api()), capsule_name, nullptr);  // NOLINT: ours
-  const int failed = PyModule_AddObjectRef(module, "_DEVICE_API", capsule);
+      PyCapsule_New(const_cast<DeviceApi*>(&device_api()), DeviceApi::capsule, nullptr);
+  const int failed = PyModule_AddObjectRef(module, DeviceApi::attribute, capsule);
   Py_XDECREF(capsule);
   return failed;
 }

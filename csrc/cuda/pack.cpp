@@ -39,17 +39,28 @@ void for_each_slot(const Tensor& tensor, int slots, Visit visit) {
   for (int s = 0; s < slots; ++s) visit(tensor.slots[s]);
 }
 
-Form form_of(const Tensor& tensor, int slots) {
-  bool uniform = !tensor.copy && tensor.grad_dtype == tensor.param_dtype, blocks = false;
-  for_each_slot(tensor, slots, [&](const Slot& slot) {
-    uniform = uniform && slot.dtype == tensor.param_dtype;
-    blocks = blocks || slot.dtype == DType::int8_blocks;
-  });
-  if (blocks) return Form::blocks;
-  if (tensor.layout) return Form::single;
-  const bool arithmetic =
-      tensor.param_dtype == DType::float32 || tensor.param_dtype == DType::float64;
-  return uniform && arithmetic ? Form::uniform : Form::mixed;
+bool has_blocks(const Tensor& tensor, int slots) {
+  bool blocks = false;
+  for_each_slot(tensor, slots,
+                [&](const Slot& slot) { blocks = blocks || slot.dtype == DType::int8_blocks; });
+  return blocks;
+}
+
+/// Which kernel a tensor alone would take.
+Access access_of(const Tensor& tensor, int slots) {
+  if (tensor.layout || has_blocks(tensor, slots)) return Access::any;
+  bool uniform = !tensor.copy && tensor.grad_dtype == tensor.param_dtype;
+  for_each_slot(tensor, slots,
+                [&](const Slot& slot) { uniform = uniform && slot.dtype == tensor.param_dtype; });
+  if (is_wide(tensor)) return uniform ? Access::float64 : Access::any;
+  return uniform && tensor.param_dtype == DType::float32 ? Access::float32 : Access::mixed;
+}
+
+/// Which kernel takes what both take.
+Access both(Access a, Access b) {
+  if (a == b) return a;
+  const auto narrow = [](Access x) { return x == Access::float32 || x == Access::mixed; };
+  return narrow(a) && narrow(b) ? Access::mixed : Access::any;
 }
 
 std::uint8_t shift_of(const Tensor& tensor, int slots) {
@@ -79,7 +90,7 @@ TensorRecord record_of(const Tensor& tensor, int slots) {
   record.param_dtype = tensor.param_dtype;
   record.grad_dtype = tensor.grad_dtype;
   record.copy_dtype = tensor.copy_dtype;
-  record.form = form_of(tensor, slots);
+  record.blocks = has_blocks(tensor, slots);
   record.shift = shift_of(tensor, slots);
   return record;
 }
@@ -88,20 +99,6 @@ bool needs_extra(const Tensor& tensor) {
   for (const Slot& slot : tensor.slots)
     if (slot.aux) return true;
   return tensor.layout || tensor.chunk_sums;
-}
-
-/// Which kernel a tensor alone would take.
-Access access_of(const TensorRecord& record) {
-  if (record.form == Form::mixed) return Access::mixed;
-  if (record.form != Form::uniform) return Access::any;
-  return record.param_dtype == DType::float64 ? Access::float64 : Access::float32;
-}
-
-/// Which kernel takes what both take.
-Access both(Access a, Access b) {
-  if (a == b) return a;
-  const auto narrow = [](Access x) { return x == Access::float32 || x == Access::mixed; };
-  return narrow(a) && narrow(b) ? Access::mixed : Access::any;
 }
 
 // --- the parts --------------------------------------------------------------------------------
@@ -191,11 +188,10 @@ void pack_tensors(const DeviceCall& call, Packed& out) {
     const Tensor& tensor = call.step.tensors[t];
     // Of a sum alone there are no rows, and gradients are all that is read.
     const int slots = call.only_sum ? 0 : slots_of(Rules{}, call.step.rows[tensor.row].rule);
-    const TensorRecord record = record_of(tensor, slots);
-    const Access access = access_of(record);
+    const Access access = access_of(tensor, slots);
     out.access = t == 0 ? access : both(out.access, access);
     put(out.parts[1], t * sizeof(void*), tensor.grad);
-    put(out.parts[2], table.tensors_begin() + t * sizeof(TensorRecord), record);
+    put(out.parts[2], table.tensors_begin() + t * sizeof(TensorRecord), record_of(tensor, slots));
     if (!table.has_extras) continue;
     const ExtraRecord extra = extra_of(tensor, out.parts[2]);  // appends a layout
     put(out.parts[2], table.extras_begin() + t * sizeof(ExtraRecord), extra);

@@ -30,14 +30,6 @@ struct ScopeRecord {
   bool wide;             ///< has float64 gradients, so that squares may leave the range
 };
 
-/// How the elements of a tensor are visited.
-enum class Form : std::uint8_t {
-  uniform,  ///< all buffers have the parameter's type, which is that of the arithmetic
-  mixed,    ///< float32 arithmetic, buffers of several types
-  single,   ///< one by one, as the gradient has to be gathered
-  blocks,   ///< a state is stored as int8_blocks
-};
-
 /// What an update kernel takes.
 enum class Access : std::uint8_t {
   float32,  ///< tensors whose buffers are all float32
@@ -53,7 +45,7 @@ struct TensorRecord {
   std::int64_t numel;
   std::uint32_t row, scope;
   DType param_dtype, grad_dtype, copy_dtype, slot_dtypes[max_slots];
-  Form form;
+  bool blocks;         ///< a state is stored as int8_blocks
   std::uint8_t shift;  ///< elements that the first vector of a chunk begins before it
 };
 static_assert(sizeof(TensorRecord) == 64);

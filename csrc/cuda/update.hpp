@@ -280,7 +280,7 @@ __device__ __forceinline__ void update_blocks(const RowConstants& row, const Buf
 template <class Rule>
 __device__ __forceinline__ void update_any(const RowConstants& row, const TensorRecord& tensor,
                                            const Buffers& at) {
-  if (tensor.form == Form::blocks) return update_blocks<Rule>(row, at);
+  if (tensor.blocks) return update_blocks<Rule>(row, at);
   tensor.param_dtype == DType::float64 ? update_by_elements<Rule, double>(row, at)
                                        : update_by_elements<Rule, float>(row, at);
 }
