@@ -175,6 +175,15 @@ def test_what_a_graph_writes_stays(emulator: Emulator, stream: int, how: str) ->
     captured.graph.free()
 
 
+def test_counts_after_replays_that_nobody_tells_of(emulator: Emulator, stream: int) -> None:
+    """The library works on another stream than the replays: they are waited for all the same."""
+    twins = Twins(fs.Adam, random(0), lr=0.1, grad_clip_norm=1.0, on_nonfinite="skip")
+    captured = Captured(emulator, stream, twins)
+    captured.replay(5, stream=emulator.new_stream())
+    assert twins.gpu.steps == twins.cpu.steps == 2
+    twins.check()
+
+
 def test_a_result_before_the_first_replay(emulator: Emulator, stream: int) -> None:
     """It does not tell what another step did, whose memory it might have got."""
     twins = Twins(fs.Momentum, random(0), lr=0.1, grad_clip_norm=1.0, on_nonfinite="skip")

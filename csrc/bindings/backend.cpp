@@ -79,6 +79,12 @@ bool Gpu::is_capturing(const Stream& stream) const {
   return capturing;
 }
 
+void Gpu::synchronize() const {
+  const char* why = nullptr;
+  without_gil([&] { why = api->synchronize(id); });
+  check(why);
+}
+
 void refuse_capture(const Gpu& gpu, const Stream& stream, const std::string& what) {
   if (gpu.is_capturing(stream)) {
     throw std::runtime_error(what + " while its stream is being captured into a CUDA graph");

@@ -26,6 +26,8 @@ struct Gpu {
   void check(const char* why) const;
 
   bool is_capturing(const Stream& stream) const;
+  /// Waits for all streams, without the GIL.
+  void synchronize() const;
   /// Waits; refuses to while the stream is being captured. `what` names what is read.
   void copy_out(const Stream& stream, const char* what, void* to, const void* from,
                 std::int64_t bytes) const;

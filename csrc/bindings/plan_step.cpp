@@ -369,8 +369,15 @@ Stream Plan::library_stream() const {
   return current_stream(array, producer_of(array), device_->gpu.id, &known);
 }
 
-/// A graph runs wherever it is replayed, so what comes after it is what its library does now.
-Stream Plan::reading_stream() const { return device_->captured ? library_stream() : device_->last; }
+/// Where what steps have left can be read. A graph is replayed in any stream, which nobody here is
+/// told: all have to have run then.
+Stream Plan::reading_stream() const {
+  if (!device_->captured) return device_->last;
+  Stream stream = library_stream();
+  refuse_capture(device_->gpu, stream, "what steps have done cannot be read");
+  device_->gpu.synchronize();
+  return stream;
+}
 
 /// Who gets states reads them in the order of their library's stream, which knows nothing of one
 /// that was given to the last step.

@@ -96,8 +96,8 @@ struct DeviceApi {
   /// To or from the device, in the order of the stream; done when it returns.
   const char* (*copy_in)(int device, void* stream, void* to, const void* from, std::int64_t bytes);
   const char* (*copy_out)(int device, void* stream, void* to, const void* from, std::int64_t bytes);
-  /// Put into the stream only.
-  const char* (*zero)(int device, void* stream, void* memory, std::int64_t bytes);
+  /// Waits for everything, in any stream.
+  const char* (*synchronize)(int device);
   const char* (*is_capturing)(int device, void* stream, bool* out);
 
   // --- steps ---

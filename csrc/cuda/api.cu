@@ -78,11 +78,10 @@ const char* copy_out(int device, void* stream, void* to, const void* from, std::
   return why_not([&] { copy(device, stream, to, from, bytes, cudaMemcpyDeviceToHost); });
 }
 
-const char* zero(int device, void* stream, void* memory, std::int64_t bytes) {
+const char* synchronize(int device) {
   return why_not([&] {
     const DeviceGuard guard(device);
-    check(cudaMemsetAsync(memory, 0, static_cast<std::size_t>(bytes), stream_of(stream)),
-          "cudaMemsetAsync");
+    check(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
   });
 }
 
@@ -119,7 +118,7 @@ DeviceApi table() {
   api.release = release;
   api.copy_in = copy_in;
   api.copy_out = copy_out;
-  api.zero = zero;
+  api.synchronize = synchronize;
   api.is_capturing = capturing;
   api.make_workspace = make_workspace;
   api.free_workspace = free_workspace;
