@@ -80,9 +80,11 @@ def test_who_includes_whom(layer: str, allowed: set[str]) -> None:
 def test_rules_are_plain_formulas() -> None:
     """No containers, intrinsics, CUDA or Python in core/ and rules/; each rule is short."""
     plain = {"math.h", "cstddef", "cstdint", "cstring"}
+    # What formulas never see: how modules tell each other of exceptions.
+    more = {"why_not.hpp": {"exception", "new", "string"}}
     for layer in ("core", "rules"):
         for path in files_of(layer):
-            assert includes(path)[1] <= plain, path.name
+            assert includes(path)[1] <= plain | more.get(path.name, set()), path.name
     for path in files_of("rules"):
         lines, rules = path.read_text().splitlines(), path.read_text().count(" name = ")
         assert len(lines) <= 85 + 15 * max(rules, 1), path.name

@@ -1,9 +1,7 @@
 #include "bindings/c_api.hpp"
 
-#include <exception>
-#include <string>
-
 #include "core/c_api.hpp"
+#include "core/why_not.hpp"
 #include "cpu/rule_info.hpp"
 #include "cpu/step.hpp"
 #include "cpu/threads.hpp"
@@ -13,27 +11,6 @@ namespace fusedstep::bindings {
 namespace py = pybind11;
 
 namespace {
-
-/// No exception may cross from module to module: each has a C++ runtime of its own choice.
-template <class Run>
-const char* why_not(Run run) noexcept {
-  thread_local std::string text;
-  try {
-    run();
-    return nullptr;
-  } catch (const std::bad_alloc&) {
-    return "out of memory";
-  } catch (const std::exception& error) {
-    try {
-      text = error.what();
-    } catch (...) {
-      return "out of memory";
-    }
-    return text.c_str();
-  } catch (...) {
-    return "an exception of an unknown kind";
-  }
-}
 
 const char* step(const StepCall* call, StepOutcome* outcome) {
   return why_not([&] { cpu::step(*call, *outcome); });

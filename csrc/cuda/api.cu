@@ -1,34 +1,11 @@
-#include <exception>
-#include <new>
 #include <stdexcept>
-#include <string>
 
+#include "core/why_not.hpp"
 #include "cuda/api.hpp"
 #include "cuda/workspace.hpp"
 
 namespace fusedstep::cuda {
 namespace {
-
-/// No exception may cross from module to module: each has a C++ runtime of its own choice.
-template <class Run>
-const char* why_not(Run run) noexcept {
-  thread_local std::string text;
-  try {
-    run();
-    return nullptr;
-  } catch (const std::bad_alloc&) {
-    return "out of memory";
-  } catch (const std::exception& error) {
-    try {
-      text = error.what();
-    } catch (...) {
-      return "out of memory";
-    }
-    return text.c_str();
-  } catch (...) {
-    return "an exception of an unknown kind";
-  }
-}
 
 auto* stream_of(void* stream) { return static_cast<cudaStream_t>(stream); }
 
