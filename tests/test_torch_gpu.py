@@ -23,13 +23,8 @@ pytestmark = pytest.mark.framework("torch")
 def test_the_bits_of_the_cpu(torch_device: Any, name: str, policy: str) -> None:
     twins = Twins(torch_device, name, lr=0.1, grad_clip_norm=1.0, on_nonfinite=policy)
     for t in range(4):
-        twins.give(t, bad=math.inf if policy == "skip" and t in {0, 2} else None)
-        twins.cpu.step()
-        if t == 0:
-            twins.gpu.step()
-            continue
-        with torch_device.never_waiting():
-            twins.gpu.step()
+        step = twins.step if t == 0 else twins.step_without_waiting
+        step(t, bad=math.inf if policy == "skip" and t in {0, 2} else None)
         assert isinstance(twins.gpu.last, fusedstep.DeviceStepResult)
         assert not twins.gpu.last.settled
     assert twins.gpu.grad_norm == twins.cpu.grad_norm
@@ -132,13 +127,8 @@ def test_scale_and_overflow_stay_on_the_device(
     for t in range(6):
         inf.fill_(float(t in overflows))
         torch_device.write(twins.gpu.found_inf, inf)
-        twins.give(t, bad=math.inf if t in overflows else None)
-        twins.cpu.step()
-        if t == 0:
-            twins.gpu.step()
-            continue
-        with torch_device.never_waiting():
-            twins.gpu.step()
+        step = twins.step if t == 0 else twins.step_without_waiting
+        step(t, bad=math.inf if t in overflows else None)
     assert twins.gpu.skipped_steps == len(overflows)
     assert twins.gpu.last.skipped == twins.cpu.last.skipped
     twins.check()
@@ -200,13 +190,8 @@ def test_a_learning_rate_on_the_device(torch_device: Any, name: str) -> None:
     for t in range(4):
         numbers["cpu"].fill_(0.1 / (1 + t))
         torch_device.write(numbers["gpu"], numbers["cpu"])
-        twins.give(t)
-        twins.cpu.step()
-        if t == 0:
-            twins.gpu.step()
-            continue
-        with torch_device.never_waiting():
-            twins.gpu.step()
+        step = twins.step if t == 0 else twins.step_without_waiting
+        step(t)
     twins.check()
 
 
@@ -220,10 +205,7 @@ def test_numbers_of_the_constructor(torch_device: Any) -> None:
     twins.step(0)
     twins.gpu.param_groups[0]["lr"] = torch.tensor(0.125)
     twins.cpu.param_groups[0]["lr"] = 0.125
-    twins.give(1)
-    twins.cpu.step()
-    with torch_device.never_waiting():
-        twins.gpu.step()
+    twins.step_without_waiting(1)
     twins.check()
 
 
@@ -254,10 +236,7 @@ def test_factors_of_gradients_on_the_device(torch_device: Any, scale: str) -> No
         twins.cpu.grad_scale = number
         twins.gpu.grad_scale = torch_device.to(number) if scale == "device" else number
     twins.step(0)
-    twins.give(1)
-    twins.cpu.step()
-    with torch_device.never_waiting():
-        twins.gpu.step()
+    twins.step_without_waiting(1)
     assert twins.gpu.grad_norm == twins.cpu.grad_norm
     twins.check()
 
@@ -289,13 +268,8 @@ def test_masters(torch_device: Any, dtype: str, policy: str) -> None:
         on_nonfinite=policy,
     )
     for t in range(4):
-        twins.give(t, bad=math.inf if policy == "skip" and t in {0, 2} else None)
-        twins.cpu.step()
-        if t == 0:
-            twins.gpu.step()
-            continue
-        with torch_device.never_waiting():
-            twins.gpu.step()
+        step = twins.step if t == 0 else twins.step_without_waiting
+        step(t, bad=math.inf if policy == "skip" and t in {0, 2} else None)
     twins.check()
     with torch.no_grad():  # others write: the masters follow
         for param in (twins.params[0], twins.on_device[0]):
