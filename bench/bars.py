@@ -106,6 +106,7 @@ BARS = (
     Bar("jax-compile", JAX, at_most=3.0),
     Bar("import", OURS, at_most=0.060),
     Bar("wheel", OURS, at_most=2e6),
+    Bar("wheel-cuda", OURS, at_most=5e6),
 )
 
 # Of `python -m bench.gpu`, where the roofline is the device's copy and fusedstep its object.

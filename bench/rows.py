@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -167,6 +168,8 @@ print(time.perf_counter() - begin)
 def wheel(_: Setting) -> Row:
     wheels = sorted((ROOT / "wheelhouse").glob("fusedstep-*.whl"), key=_made)
     contenders = {OURS: lambda: float(wheels[-1].stat().st_size)} if wheels else {}
+    if wheels and any("/_cuda" in name for name in zipfile.ZipFile(wheels[-1]).namelist()):
+        return Row("wheel-cuda", "size of the wheel, with CUDA", contenders, unit="bytes")
     return Row("wheel", "size of the wheel", contenders, unit="bytes")
 
 

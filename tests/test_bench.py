@@ -46,7 +46,7 @@ def test_every_row_runs_and_is_written(tmp_path: Path) -> None:
     judged = [bar for bar in result["bars"] if bar["verdict"] != "not measured"]
     assert {bar["row"] for bar in judged} >= {"call", "cached", "import"}
     if not result["missing"]:
-        assert len(judged) >= len(result["bars"]) - 1  # the wheel may not have been made
+        assert len(judged) >= len(result["bars"]) - 2  # of the wheels at most one has been made
 
 
 def test_a_row_frees_its_memory_before_the_next_is_made() -> None:
