@@ -15,8 +15,10 @@ std::atomic<bool> backward{false};
 
 unsigned num_blocks(std::uint32_t chunks) { return std::max<unsigned>(chunks, 1); }
 
-bool all_have_sums(const StepCall& call) {
-  return std::all_of(call.tensors, call.tensors + call.num_tensors,
+/// Whether chunk sums are all that is asked for. Without tensors it is their sum.
+bool have_sums(const StepCall& call) {
+  return call.num_tensors > 0 &&
+         std::all_of(call.tensors, call.tensors + call.num_tensors,
                      [](const Tensor& tensor) { return tensor.chunk_sums != nullptr; });
 }
 
@@ -156,7 +158,7 @@ void Workspace::describe(const DeviceCall& call, const Report& report) {
   step.wide = packed_.wide;
   step.large_trees = packed_.large_trees;
   step.only_sum = call.only_sum;
-  step.only_chunks = call.only_sum && all_have_sums(from);
+  step.only_chunks = call.only_sum && have_sums(from);
   step.skip_nonfinite = from.skip_nonfinite;
   step.backward = backward;
   step.skip_norm = from.skip_norm;
