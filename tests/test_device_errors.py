@@ -83,9 +83,11 @@ def test_without_a_driver(monkeypatch: pytest.MonkeyPatch, emulator: Emulator) -
     emulator.set(driver_version=0)
     fresh = types.ModuleType("fusedstep._cuda")
     fresh._DEVICE_API = emulator.module._DEVICE_API
-    monkeypatch.setitem(sys.modules, "fusedstep._cuda", fresh)
-    with pytest.raises(RuntimeError, match="which cannot be used: there is no NVIDIA driver"):
-        fs.fused_sgd_step(odd(), odd(), lr=0.1)
+    # Undone at once: the fixture takes its own module away before that of `monkeypatch` is.
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "fusedstep._cuda", fresh)
+        with pytest.raises(RuntimeError, match="which cannot be used: there is no NVIDIA driver"):
+            fs.fused_sgd_step(odd(), odd(), lr=0.1)
 
 
 def test_a_device_that_is_not_there(emulator: Emulator) -> None:
