@@ -13,6 +13,7 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 
 import fusedstep as fs
+import mutation
 import pytest
 import reference
 from fusedstep import _core
@@ -446,6 +447,12 @@ def test_lengths() -> None:
         ):
             lines = path.read_text().splitlines()
             assert len(lines) <= 600, f"{path.relative_to(ROOT)}: {len(lines)} lines"
+
+
+def test_mutations_are_of_this_source() -> None:
+    """A table that nobody can apply any more tests nothing (tests/mutation.py)."""
+    stale = [m.name for m in mutation.MUTATIONS if (ROOT / m.file).read_text().count(m.old) != 1]
+    assert not stale
 
 
 def test_no_machine_is_named() -> None:
