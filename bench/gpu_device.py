@@ -91,8 +91,13 @@ class Cpu:
 
         return sample
 
-    def loop_time(self, contender: Contender, calls: int, prepare: Step) -> Sampler:
-        """Seconds per step of a loop, of host or device, whichever takes longer."""
+    def loop_time(
+        self, contender: Contender, calls: int, prepare: Step, *, of_host: bool = False
+    ) -> Sampler:
+        """Seconds per step of a loop, of host or device, whichever takes longer.
+
+        `of_host`: of the host alone, which does not wait for the device.
+        """
 
         def sample() -> float:
             prepare()
@@ -100,23 +105,9 @@ class Cpu:
             begin = time.perf_counter()
             for _ in repeat(None, calls):
                 contender.queue()
+            queued = time.perf_counter()
             self.finish(contender)
-            return (time.perf_counter() - begin) / calls
-
-        return sample
-
-    def host_time(self, contender: Contender, calls: int, prepare: Step) -> Sampler:
-        """Seconds of the host per step, which does not wait for the device."""
-
-        def sample() -> float:
-            prepare()
-            self.synchronize()
-            begin = time.perf_counter()
-            for _ in repeat(None, calls):
-                contender.queue()
-            seconds = (time.perf_counter() - begin) / calls
-            self.finish(contender)
-            return seconds
+            return ((queued if of_host else time.perf_counter()) - begin) / calls
 
         return sample
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -200,7 +201,7 @@ class Bench:
         yield Row(case.name, self._title, samplers, moved, differences)
 
         calls = 10 if case.elements <= 10 * M and len(case.shapes) <= 1000 else 3
-        timers = {LOOP: device.loop_time, HOST: device.host_time}
+        timers = {LOOP: device.loop_time, HOST: partial(device.loop_time, of_host=True)}
         what = {LOOP: "time per step of a loop", HOST: "time of the host per step"}
         for suffix, timer in timers.items():
             samplers = {who: timer(c, calls, reset) for who, c in self._contenders.items()}

@@ -88,7 +88,7 @@ std::vector<Path> Plan::path_of(const Entry& entry) {
 }
 
 py::dict Plan::get_state(std::size_t index) {
-  const Reading reading(*this);
+  const Reading reading(turn_);
   Entry& entry = at(index);
   settle();
   wait_for_last_step();
@@ -103,7 +103,7 @@ py::dict Plan::get_state(std::size_t index) {
 }
 
 void Plan::set_state(std::size_t index, const py::dict& buffers) {
-  const Busy busy(*this);
+  const Busy busy(turn_);
   Entry& entry = at(index);
   const std::vector<Path> path = path_of(entry);
   const Path* const leaf = path.empty() ? nullptr : &path.back();
@@ -126,7 +126,7 @@ void Plan::set_state(std::size_t index, const py::dict& buffers) {
 }
 
 py::tuple Plan::get_progress(std::size_t index) {
-  const Reading reading(*this);
+  const Reading reading(turn_);
   const Entry& entry = at(index);
   if (entry.cell == CellTable::none) return py::make_tuple(entry.steps, entry.product);
   settle();
@@ -135,7 +135,7 @@ py::tuple Plan::get_progress(std::size_t index) {
 }
 
 void Plan::set_progress(std::size_t index, std::int64_t steps, double product) {
-  const Busy busy(*this);
+  const Busy busy(turn_);
   Entry& entry = at(index);
   settle();
   detach(entry);

@@ -69,8 +69,10 @@ class Plan {
     std::size_t tree = 0;
     std::size_t row = 0;
   };
-  class Busy;
-  class Reading;
+  /// Importing runs code of others, and kernels run without the GIL: a call that came in between
+  /// would find states and counts half-way. One that only looks may have to wait for a device.
+  using Busy = Taken<Turn::Kind::change>;
+  using Reading = Taken<Turn::Kind::look>;
   class Walker;
   class StepFiller;
   class SumFiller;

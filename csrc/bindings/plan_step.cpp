@@ -103,7 +103,7 @@ class Plan::StepFiller final : public Walker {
 };
 
 py::object Plan::step(py::handle grads, const py::sequence& rows, const StepOptions& options) {
-  const Busy busy(*this);
+  const Busy busy(turn_);
   const bool accumulated = any_accumulated();
   if (accumulated && !grads.is_none()) {
     throw py::value_error(
@@ -138,7 +138,7 @@ py::object Plan::step(py::handle grads, const py::sequence& rows, const StepOpti
 /// For a step that is told so: what arrives one by one, as autograd makes it, is measured while it
 /// is in cache.
 void Plan::observe(std::size_t index, py::handle grad, py::handle stream) {
-  const Busy busy(*this);
+  const Busy busy(turn_);
   Entry& entry = at(index);
   follow_device(entry);
   const std::vector<Path> path = path_of(entry);
@@ -416,7 +416,7 @@ void Plan::take_device_counts() {
 }
 
 py::tuple Plan::take_counts() {
-  const Reading reading(*this);
+  const Reading reading(turn_);
   take_device_counts();
   const Counts taken = std::exchange(counts_, Counts{});
   return py::make_tuple(taken.applied, taken.skipped);

@@ -45,7 +45,7 @@ class Plan::SumFiller final : public Walker {
 };
 
 void Plan::accumulate(py::handle grads, double scale, py::handle stream) {
-  const Busy busy(*this);
+  const Busy busy(turn_);
   const Call::Handle call = Call::make(stream);
   SumFiller filler(*this, *call, scale);
   walk_trees(filler, grads, py::none());
@@ -81,7 +81,7 @@ void Plan::drop_accumulated(bool free_memory) {
 }
 
 void Plan::zero_grad(bool set_to_none) {
-  const Busy busy(*this);
+  const Busy busy(turn_);
   drop_accumulated(set_to_none);
   for (const Entry& entry : leaves_) {
     const py::object grad = py::getattr(entry.param, "grad", py::none());

@@ -17,31 +17,6 @@ class LeafCall final : public LeafVisitor {
   Call call_;
 };
 
-/// Importing runs code of others, and kernels run without the GIL: a call that came in between
-/// would find states and counts half-way.
-class Plan::Busy {
- public:
-  explicit Busy(Plan& plan) : turn_(plan.turn_) { turn_.take(Turn::Kind::change); }
-  ~Busy() { turn_.end(); }
-  Busy(const Busy&) = delete;
-  Busy& operator=(const Busy&) = delete;
-
- private:
-  Turn& turn_;
-};
-
-/// The same for a call that only looks, which may have to wait for a device.
-class Plan::Reading {
- public:
-  explicit Reading(Plan& plan) : turn_(plan.turn_) { turn_.take(Turn::Kind::look); }
-  ~Reading() { turn_.end(); }
-  Reading(const Reading&) = delete;
-  Reading& operator=(const Reading&) = delete;
-
- private:
-  Turn& turn_;
-};
-
 /// Walks one tree after the other, sees that they are those of the registration, and adds the
 /// leaves with a gradient to a call.
 class Plan::Walker {

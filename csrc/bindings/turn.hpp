@@ -56,4 +56,17 @@ class Turn {
   std::thread::id thread_;
 };
 
+/// A call that has its turn while this lives.
+template <Turn::Kind kind>
+class Taken {
+ public:
+  explicit Taken(Turn& turn) : turn_(turn) { turn_.take(kind); }
+  ~Taken() { turn_.end(); }
+  Taken(const Taken&) = delete;
+  Taken& operator=(const Taken&) = delete;
+
+ private:
+  Turn& turn_;
+};
+
 }  // namespace fusedstep::bindings
